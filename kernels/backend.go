@@ -1,0 +1,242 @@
+package kernels
+
+import "fmt"
+
+// Backend computes. One goroutine at a time may use a Backend; its operations run in the order of the calls and
+// may still be under way when a call returns: Read and Sync wait.
+//
+// Float is the element type of activations, Param that of trainable tensors, their gradients, the optimizer's
+// state, router logits, gates, losses and scalars. Frozen weights are F32, BF16 or F64, whatever Float is.
+type Backend interface {
+	Storage
+	Network
+	Gradients
+	Optimizer
+	Decoding
+}
+
+// Storage is a backend's memory.
+type Storage interface {
+	// Name is what a user types to choose the backend: "cpu" or "cuda".
+	Name() string
+	// String says in one line what computes, for people.
+	String() string
+	Float() Type
+	Param() Type
+
+	// Alloc is a tensor of zeros. The error says how much was asked for and how much there is.
+	Alloc(t Type, shape ...int) (Tensor, error)
+	// Free gives back what Alloc gave.
+	Free(t Tensor)
+	// Place is host brought to where the operations can read it: a copy, or host itself.
+	Place(host Tensor) (Tensor, error)
+	// Write copies host to t, which has its type and length.
+	Write(t, host Tensor)
+	// Read copies t to host, which has its type and length, when all operations before it are done.
+	Read(host, t Tensor)
+	// Copy copies src to dst, which has its type and length.
+	Copy(dst, src Tensor)
+	// Zero clears t.
+	Zero(t Tensor)
+	// Sync waits for all operations and reports the first that failed since the last call.
+	Sync() error
+	Close() error
+}
+
+// Heads is how attention divides a row: H query heads and K key-value heads of size Dim; query head h reads
+// key-value head h/(H/K).
+type Heads struct {
+	Query, KV, Dim int
+}
+
+func (h Heads) String() string { return fmt.Sprintf("%d/%d heads of %d", h.Query, h.KV, h.Dim) }
+
+// Switch is the adapter of one linear layer in dense form: E experts of rank R, and S columns that every token
+// uses, side by side. Plain LoRA is E = 0.
+type Switch struct {
+	A     Tensor  // (D, C), C = E·R + S
+	B     Tensor  // (C, D_out)
+	Gates Tensor  // (T, E); none if E = 0
+	Rank  int     // R
+	Scale float64 // s = alpha / rank
+}
+
+// Network is the operations of a forward pass.
+type Network interface {
+	// Embed gathers rows: y[t] = table[ids[t]]. y (T, D), table (V, D), ids (T) i32.
+	Embed(y, table, ids Tensor)
+
+	// RMSNorm normalises pieces of len(w) elements: y = x / √(mean(x²) + eps) · w. y, x of the same shape, w (D) or,
+	// for the heads' norms, (d).
+	RMSNorm(y, x, w Tensor, eps float64)
+
+	// Linear is y = x·wᵀ + bias. y (T, D_out), x (T, D), w (D_out, D), bias (D_out) or none.
+	Linear(y, x, w, bias Tensor)
+
+	// SwitchLinear is u = z·A and y = x·wᵀ + bias + s·(u ⊙ Ĝ)·B, where Ĝ = [G ⊗ 1_R | 1] (T, C).
+	// y (T, D_out), u (T, C), x (T, D), z (T, D): x or x after dropout, w (D_out, D), bias (D_out) or none.
+	SwitchLinear(y, u, x, z, w, bias Tensor, sw Switch)
+
+	// Rotary turns each head's pairs (x[i], x[i+d/2]) by the angle of its position p = pos[t]: with c and n the
+	// cosines and sines table[p, :d/2] and table[p, d/2:], y[i] = x[i]·c[i] - x[i+d/2]·n[i] and
+	// y[i+d/2] = x[i+d/2]·c[i] + x[i]·n[i]; backwards turns by the opposite angle, which is the gradient.
+	// y, x (T, H·d), table (P, d), pos (T) i32.
+	Rotary(y, x, table, pos Tensor, backwards bool)
+
+	// Attention is o[t] = Σ_j softmax_j(q[t]·k[j]/√d)·v[j] for each head, over the keys j that token t sees:
+	// spans[t] = (a, b, c, e) makes them the rows [a, b) and [c, e) of k and v, two ranges that do not meet. A
+	// token that sees nothing gets zeros. lse[t, h] is the logarithm of the softmax's denominator, kept for the
+	// gradient, or none. o, q (T, H·d), k, v (N, K·d), spans (T, 4) i32, lse (T, H).
+	//
+	// Rows of k and v are the batch's own tokens in training, where one range is the token's sequence up to
+	// itself and the other a prompt shared by several continuations; or a cache that holds them.
+	Attention(o, lse, q, k, v, spans Tensor, heads Heads)
+
+	// SwiGLU is y = g·σ(g)·u, elementwise. y, g, u (T, F).
+	SwiGLU(y, g, u Tensor)
+
+	// Sum is y = Σ xs, elementwise.
+	Sum(y Tensor, xs ...Tensor)
+
+	// Scale is y = factor[0]·x, elementwise; factor (1) of type Param. y may be x.
+	Scale(y, x, factor Tensor)
+
+	// Dropout zeroes elements with probability rate and divides the others by 1 - rate. Element i is zeroed if
+	// the upper 24 bits of [Random](key[0], key[1], site, i) are below rate·2²⁴, so that the same call on a
+	// gradient is its gradient. y, x of the same shape, key (2) i32: a seed and the step.
+	Dropout(y, x, key Tensor, site int, rate float64)
+
+	// Route is logits = h·routerᵀ. logits (T, E), h (T, D), router (E, D).
+	Route(logits, h, router Tensor)
+
+	// Gate is, in each row, softmax over the two largest logits, zero elsewhere; ties go to the lower expert.
+	// gates, logits (T, E).
+	Gate(gates, logits Tensor)
+
+	// Balance is loss = E·Σ_e f_e·p_e over the tokens with seq ≥ 0, where f_e is the share of the top-2 places
+	// that e holds (a place counts if its gate is above 0) and p_e its mean softmax probability: 1 if all experts
+	// are used alike. It also writes f to loads. loss (1), loads (E), logits, gates (T, E), seq (T) i32.
+	Balance(loss, loads, logits, gates, seq Tensor)
+
+	// CrossEntropy is loss = Σ_t log Σ_v exp(h[t]·w[v]) - h[t]·w[targets[t]] over the tokens with a target ≥ 0,
+	// and, unless dh is none, its gradient towards h, zero in the other rows. Never more than a chunk of the
+	// logits is in memory. loss (1), dh, h (T, D), w (V, D), targets (T) i32.
+	CrossEntropy(loss, dh, h, w, targets Tensor)
+
+	// LogProb is lp[t] = h[t]·w[targets[t]] - log Σ_v exp(h[t]·w[v]) for the tokens with a target ≥ 0, zero for
+	// the others. lp (T), otherwise as CrossEntropy.
+	LogProb(lp, h, w, targets Tensor)
+}
+
+// Gradients is the gradients of [Network], named after its operations.
+type Gradients interface {
+	// RMSNormGrad is dx = r·(w ⊙ dy) - x·r³·mean(w ⊙ dy ⊙ x), r = 1/√(mean(x²) + eps).
+	RMSNormGrad(dx, x, w, dy Tensor, eps float64)
+
+	// LinearGrad is dx = dy·w. dx (T, D), dy (T, D_out), w (D_out, D).
+	LinearGrad(dx, dy, w Tensor)
+
+	// SwitchGradHidden is, with v = s·dy·Bᵀ (T, C): du = v ⊙ Ĝ, and dg[t, e] = Σ v[t, c]·u[t, c] over the columns
+	// c of expert e; dg none if E = 0. du, u (T, C), dg (T, E), dy (T, D_out).
+	SwitchGradHidden(du, dg, dy, u Tensor, sw Switch)
+
+	// SwitchGradInput is dx = dy·w + du·Aᵀ. dx (T, D), dy (T, D_out), w (D_out, D), du (T, C), a (D, C).
+	SwitchGradInput(dx, dy, w, du, a Tensor)
+
+	// SwitchGradA adds zᵀ·du to da. da (D, C), z (T, D), du (T, C).
+	SwitchGradA(da, z, du Tensor)
+
+	// SwitchGradB adds s·(u ⊙ Ĝ)ᵀ·dy to db. db (C, D_out), u (T, C), dy (T, D_out).
+	SwitchGradB(db, u, dy Tensor, sw Switch)
+
+	// AttentionGrad is the gradient of Attention, given its inputs and outputs. dq as q, dk and dv as k and v.
+	AttentionGrad(dq, dk, dv, do, o, lse, q, k, v, spans Tensor, heads Heads)
+
+	// SwiGLUGrad is dg = dy·u·σ(g)·(1 + g·(1-σ(g))) and du = dy·g·σ(g).
+	SwiGLUGrad(dg, du, g, u, dy Tensor)
+
+	// RouteGradInput is dh = dlogits·router. dh (T, D), dlogits (T, E), router (E, D).
+	RouteGradInput(dh, dlogits, router Tensor)
+
+	// RouteGradWeight adds dlogitsᵀ·h to dr. dr (E, D), dlogits (T, E), h (T, D).
+	RouteGradWeight(dr, dlogits, h Tensor)
+
+	// GateGrad is dlogits = g ⊙ (dg - Σ_e g_e·dg_e), row by row.
+	GateGrad(dlogits, gates, dg Tensor)
+
+	// BalanceGrad is dlogits[t] = dloss·E/N·p[t] ⊙ (f - Σ_e f_e·p[t, e]) for the N tokens with seq ≥ 0, where p[t] is
+	// the softmax of a row and f = loads; zero for the others. dloss (1).
+	BalanceGrad(dlogits, dloss, logits, loads, seq Tensor)
+}
+
+// AdamW holds the constants of the optimizer of that name (Loshchilov and Hutter, arXiv 1711.05101).
+type AdamW struct {
+	Beta1, Beta2, Eps float64
+	Decay             float64 // decoupled: parameters shrink by lr·Decay
+	Clip              float64 // gradients are scaled to this norm if theirs is larger; 0: never
+}
+
+// Optimizer works on the buffer that holds all trainable tensors end to end.
+type Optimizer interface {
+	// Norm is norm = √(Σ g²). norm (1), g (n).
+	Norm(norm, g Tensor)
+
+	// Step is one AdamW step, n = hyper[1] counted from 1 and learning rate lr = hyper[0]:
+	//	g ← g·min(1, Clip/(norm + 1e-6))
+	//	m ← Beta1·m + (1-Beta1)·g,  v ← Beta2·v + (1-Beta2)·g²
+	//	p ← p·(1 - lr·Decay) - lr·(m/(1-Beta1ⁿ)) / (√(v/(1-Beta2ⁿ)) + Eps)
+	// g itself is left as it is. p, g, m, v (n), norm (1), hyper (2).
+	Step(p, g, m, v, norm, hyper Tensor, c AdamW)
+}
+
+// Merge is one layer's part of [Decoding.Merge].
+type Merge struct {
+	Dst Tensor // (D_out, D), type Float
+	Src Tensor // (D_out, D): the pristine weight
+	A   Tensor // (E, R, D)
+	B   Tensor // (E, R, D_out)
+}
+
+// Sampling is how the next token is chosen among the logits.
+type Sampling struct {
+	Temperature float64 // 0: the largest logit, the lowest id among equals
+	TopK        int     // only the K largest; 0: all
+	TopP        float64 // only the most probable ones until their sum reaches TopP; 0 or 1: all
+}
+
+// Decoding is what generating text needs beyond [Network]: experts as an export holds them, and a cache.
+type Decoding interface {
+	// Top2 is Gate in short form: ids of the two largest logits, the larger first, and their softmax. Ties go to the
+	// lower expert. ids (T, 2) i32, weights (T, 2), logits (T, E).
+	Top2(ids, weights, logits Tensor)
+
+	// Experts adds s·Σ_k weights[t, k]·B[i]ᵀ·(A[i]·x[t]), i = ids[t, k], to y[t]. y (T, D_out), x (T, D), a (E, R, D),
+	// b (E, R, D_out), ids (T, n) i32, weights (T, n).
+	Experts(y, x, a, b, ids, weights Tensor, scale float64)
+
+	// Merge is dst = src + s·Σ_k weights[k]·B[i]ᵀ·A[i], i = ids[k], for every layer in one call. ids (n) i32,
+	// weights (n).
+	Merge(layers []Merge, ids, weights Tensor, scale float64)
+
+	// Append is cache[at[t]] = x[t], where at[t] ≥ 0. cache (P, K·d), x (T, K·d), at (T) i32.
+	Append(cache, x, at Tensor)
+
+	// Sample chooses a token for each row of logits: the temperature divides the logits, TopK and then TopP leave
+	// some of them, and the token is the first whose cumulative probability, largest first, exceeds u[t], which is
+	// uniform in [0, 1). ids (T) i32, logits (T, V), u (T) of type Param.
+	Sample(ids, logits, u Tensor, rule Sampling)
+}
+
+// Random is 64 random bits for element i at a site of the program (a layer's dropout), seed and step: splitmix64
+// (Steele, Lea and Flood, OOPSLA 2014) of their mix, the same on every backend.
+func Random(seed, step int32, site, i int) uint64 {
+	z := mix(uint64(uint32(seed))<<32|uint64(uint32(step))) ^ uint64(site)*0xd1342543de82ef95
+	return mix(mix(z) + uint64(i))
+}
+
+func mix(z uint64) uint64 {
+	z += 0x9e3779b97f4a7c15
+	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
+	z = (z ^ z>>27) * 0x94d049bb133111eb
+	return z ^ z>>31
+}
