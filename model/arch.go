@@ -63,10 +63,12 @@ type Arch struct {
 	Context int // positions that the model was made for
 	Theta   float64
 	Scaling *RopeScaling // nil: none
-	Eps     float64
-	Tied    bool // the output projection is the embedding
-	QKNorm  bool // RMSNorm over each head of q and k before the rotary embedding (Qwen3)
-	Window  int  // attend to the last Window positions; 0: all (Mistral)
+	// FreqFactors divide the d/2 frequencies; GGUF files have them in place of Scaling. nil: none.
+	FreqFactors []float64
+	Eps         float64
+	Tied        bool // the output projection is the embedding
+	QKNorm      bool // RMSNorm over each head of q and k before the rotary embedding (Qwen3)
+	Window      int  // attend to the last Window positions; 0: all (Mistral)
 }
 
 // RopeScaling stretches the rotary embedding as Llama 3.1 does: wavelengths above Original/LowFreq positions by
@@ -107,6 +109,9 @@ func (a Arch) Frequencies() []float64 {
 			turns := float64(s.Original) * f[i] / (2 * math.Pi) // within the original context
 			blend := min(max((turns-s.LowFreq)/(s.HighFreq-s.LowFreq), 0), 1)
 			f[i] = (1-blend)*f[i]/s.Factor + blend*f[i]
+		}
+		if a.FreqFactors != nil {
+			f[i] /= a.FreqFactors[i]
 		}
 	}
 	return f

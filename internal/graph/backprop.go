@@ -1,0 +1,122 @@
+package graph
+
+import (
+	"fmt"
+
+	G "gorgonia.org/gorgonia"
+
+	"loratrain/kernels"
+)
+
+// Gradient is where the gradient of a trainable tensor is added up.
+type Gradient struct {
+	Of   V
+	Into kernels.Tensor
+}
+
+// backward is the state of one reverse pass.
+type backward struct {
+	*Recorder
+	need  map[*G.Node]bool // on a way from the loss to a trainable tensor
+	terms map[*G.Node][]V  // what has arrived at a node
+}
+
+// Gradients adds the backward pass of loss, a value of one element, to the graph: reverse mode over the operations'
+// SymDiff, for the gradients that are needed only. seed (1) is the gradient of loss itself. A trainable tensor must be
+// used by operations whose gradient towards it adds to memory (Op.Adds), so that nothing is summed or copied twice. The
+// values it returns must be among the roots of Compile.
+func (r *Recorder) Gradients(loss, seed V, grads []Gradient) ([]V, error) {
+	w := backward{Recorder: r, need: map[*G.Node]bool{}, terms: map[*G.Node][]V{loss.node: {seed}}}
+	leaf := map[*G.Node]kernels.Tensor{}
+	for _, g := range grads {
+		w.need[g.Of.node] = true
+		leaf[g.Of.node] = g.Into
+	}
+	forward := r.made
+	for _, n := range forward {
+		w.mark(n)
+	}
+	var roots []V
+	for i := len(forward) - 1; i >= 0; i-- {
+		n := forward[i]
+		ts := w.terms[n]
+		if !w.need[n] || len(ts) == 0 {
+			continue
+		}
+		if into, ok := leaf[n]; ok {
+			if err := bindSums(n, ts, into); err != nil {
+				return nil, err
+			}
+			roots = append(roots, ts...)
+			continue
+		}
+		dy := ts[0]
+		if len(ts) > 1 {
+			dy = Sum(r, ts...)
+		}
+		if err := w.propagate(n, dy); err != nil {
+			return nil, err
+		}
+	}
+	for _, g := range grads {
+		if len(w.terms[g.Of.node]) == 0 {
+			return nil, fmt.Errorf("no gradient reaches %s", g.Of.node.Name())
+		}
+	}
+	return roots, nil
+}
+
+// bindSums lets the operations that give the gradient of n add it to into.
+func bindSums(n *G.Node, terms []V, into kernels.Tensor) error {
+	for _, t := range terms {
+		o, ok := t.node.Op().(*node)
+		if !ok || !o.Adds {
+			return fmt.Errorf("the gradient of %s comes from %v, which does not add to memory", n.Name(), t.node.Op())
+		}
+		o.results = []kernels.Tensor{into}
+	}
+	return nil
+}
+
+// mark says whether a gradient must pass through n.
+func (w *backward) mark(n *G.Node) {
+	op, ok := n.Op().(G.SDOp)
+	if !ok {
+		return
+	}
+	kids := w.kids[n]
+	for k, d := range op.DiffWRT(len(kids)) {
+		if d && w.need[kids[k]] {
+			w.need[n] = true
+		}
+	}
+}
+
+// propagate brings the gradient dy of n to those inputs that need one.
+func (w *backward) propagate(n *G.Node, dy V) error {
+	op, kids := n.Op().(G.SDOp), w.kids[n]
+	diff := op.DiffWRT(len(kids))
+	specs := []Spec{dy.Spec} // an item's input has the gradient of the item
+	if o, ok := op.(*node); ok {
+		o.need = make([]bool, len(o.in))
+		specs = make([]Spec, len(kids))
+		for k, i := range o.present {
+			o.need[i] = diff[k] && w.need[kids[k]]
+			specs[k] = o.in[i].Spec
+		}
+	}
+	given, err := op.SymDiff(kids, n, dy.node)
+	if err != nil {
+		return err
+	}
+	for k, kid := range kids {
+		if !diff[k] || !w.need[kid] {
+			continue
+		}
+		if given[k] == nil {
+			return fmt.Errorf("%v gives no gradient for input %d", op, k)
+		}
+		w.terms[kid] = append(w.terms[kid], V{Spec: specs[k], node: given[k]})
+	}
+	return nil
+}

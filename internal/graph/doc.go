@@ -1,0 +1,12 @@
+// Package graph is the differentiable graph that Gorgonia builds and runs, and the same operations without a graph.
+//
+// Start with [Exec]: a forward pass is written once, against it. A [Recorder] makes a Gorgonia node of every operation;
+// its Gradients method adds the nodes of the backward pass and Compile turns the graph into a [Program] that is run many times.
+// [Immediate] runs each operation's kernel at once. The operations themselves, RMSNorm, SwitchLinear and so on, are
+// functions over an Exec; each is one [Op]: the shapes of its results, its kernel, and its gradient.
+//
+// Caveats. What flows through the graph are our own values around kernels.Tensor, never Gorgonia's tensors, so that
+// no memory of a device is touched by Go; hence nothing of Gorgonia's that works on values (BindDualValues, solvers,
+// WithNaNWatch, native operations) can be mixed in. Every node's hash holds a serial number, so that equal nodes
+// are not merged. A Recorder and its Programs belong to one goroutine.
+package graph

@@ -1,0 +1,120 @@
+package graph
+
+import (
+	"fmt"
+
+	"loratrain/kernels"
+)
+
+// Immediate is an Exec that runs each operation's kernel at once. The memory of a value is used again after Done.
+type Immediate struct {
+	b    kernels.Backend
+	free map[int][]kernels.Tensor // by bytes
+	held int                      // bytes of all that was allocated
+}
+
+// buffer is the memory of a V.
+type buffer struct {
+	t      kernels.Tensor
+	whole  kernels.Tensor // what it was cut from; none if bound
+	pooled int            // bytes of whole
+}
+
+var _ Exec = (*Immediate)(nil)
+
+// NewImmediate runs operations on b.
+func NewImmediate(b kernels.Backend) *Immediate {
+	return &Immediate{b: b, free: map[int][]kernels.Tensor{}}
+}
+
+// Backend implements [Exec].
+func (x *Immediate) Backend() kernels.Backend { return x.b }
+
+// Bytes is the memory that values took at the worst moment.
+func (x *Immediate) Bytes() int { return x.held }
+
+// Bind implements [Exec].
+func (x *Immediate) Bind(_ string, t kernels.Tensor) V {
+	return V{Spec: Spec{Type: t.Type, Shape: t.Shape}, buf: &buffer{t: t}}
+}
+
+// Apply implements [Exec]. It panics with an error, which Catch returns, if memory runs out.
+func (x *Immediate) Apply(op *Op, in ...V) []V {
+	ins := make([]kernels.Tensor, len(in))
+	for i, v := range in {
+		if !v.None() {
+			ins[i] = v.buf.t
+		}
+	}
+	vs, outs := make([]V, len(op.Out)), make([]kernels.Tensor, len(op.Out))
+	for i, s := range op.Out {
+		vs[i] = x.take(s)
+		outs[i] = vs[i].buf.t
+		if op.Adds {
+			x.b.Zero(outs[i])
+		}
+	}
+	op.Run(x.b, outs, ins)
+	return vs
+}
+
+// Done implements [Exec].
+func (x *Immediate) Done(vs ...V) {
+	for _, v := range vs {
+		if v.None() || v.buf.whole.None() {
+			continue
+		}
+		x.free[v.buf.pooled] = append(x.free[v.buf.pooled], v.buf.whole)
+		v.buf.whole, v.buf.t = kernels.Tensor{}, kernels.Tensor{} // a later use panics
+	}
+}
+
+// take finds memory for a value. Sizes are rounded up, so that batches of nearly one size share it.
+func (x *Immediate) take(s Spec) V {
+	size := 256
+	for size < s.bytes() {
+		size += max(size/4/256*256, 256)
+	}
+	var whole kernels.Tensor
+	if list := x.free[size]; len(list) > 0 {
+		whole, x.free[size] = list[len(list)-1], list[:len(list)-1]
+	} else {
+		var err error
+		if whole, err = x.b.Alloc(kernels.F64, size/8); err != nil {
+			panic(memoryError{err})
+		}
+		x.held += size
+	}
+	t := kernels.Tensor{Type: s.Type, Shape: s.Shape, Mem: whole.Mem.Slice(0, s.bytes())}
+	return V{Spec: s, buf: &buffer{t: t, whole: whole, pooled: size}}
+}
+
+// Close gives the memory back to the backend.
+func (x *Immediate) Close() {
+	for size, list := range x.free {
+		for _, t := range list {
+			x.b.Free(t)
+			x.held -= size
+		}
+	}
+	clear(x.free)
+}
+
+type memoryError struct{ error }
+
+// Catch runs f, a pass over an Immediate, and returns the error that stopped it: memory that could not be had, or what the
+// backend's Sync reports.
+func Catch(b kernels.Backend, f func()) (err error) {
+	defer func() {
+		switch r := recover().(type) {
+		case nil:
+			err = b.Sync()
+		case memoryError:
+			err = fmt.Errorf("activations: %w", r.error)
+		default:
+			panic(r)
+		}
+	}()
+	f()
+	return nil
+}
