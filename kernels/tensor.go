@@ -141,6 +141,11 @@ func FromSlice[E Element](data []E, shape ...int) Tensor {
 	return Tensor{Shape: slices.Clone(shape), Type: TypeOf[E](), Mem: Host(bytesOf(data))}
 }
 
+// Aligned reports whether elements of type t can be read where data, of a mapped file for example, lies.
+func Aligned(t Type, data []byte) bool {
+	return len(data) == 0 || uintptr(unsafe.Pointer(unsafe.SliceData(data)))%uintptr(t.Size()) == 0
+}
+
 // Slice is the elements of a tensor in host memory, sharing it. It panics if t lies elsewhere, has another
 // type or is not aligned for it.
 func Slice[E Element](t Tensor) []E {

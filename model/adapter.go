@@ -12,6 +12,13 @@ type Dropout struct {
 	Key  graph.V // (2) i32: seed and step
 }
 
+// PassAdapter is an Adapter of one pass that is run at once.
+type PassAdapter interface {
+	Adapter
+	// Release gives back the memory of the pass's decisions.
+	Release(x graph.Exec)
+}
+
 // Trained is a bank as the Adapter of one pass, in dense form.
 type Trained struct {
 	// Decisions are those of the pass, in the order in which they were made.
@@ -23,7 +30,7 @@ type Trained struct {
 	current router.Decision
 }
 
-var _ Adapter = (*Trained)(nil)
+var _ PassAdapter = (*Trained)(nil)
 
 // Bind makes the tensors of a buffer, laid out as k says, an Adapter of a pass. The values it returns are those of k.Params.
 func (k *Bank) Bind(x graph.Exec, buffer kernels.Tensor, drop Dropout) (*Trained, []graph.V) {
@@ -82,4 +89,12 @@ func (ad *Trained) Linear(x graph.Exec, layer int, t Target, h, w, bias graph.V)
 		x.Done(z)
 	}
 	return y
+}
+
+// Release implements [PassAdapter].
+func (ad *Trained) Release(x graph.Exec) {
+	for _, d := range ad.Decisions {
+		x.Done(d.Logits, d.Gates)
+	}
+	ad.Decisions = nil
 }

@@ -105,7 +105,9 @@ func (k *Bank) Trainable() int {
 }
 
 // View is a tensor of the buffer; which must have Size elements.
-func (k *Bank) View(buffer kernels.Tensor, p Param) kernels.Tensor { return buffer.View(p.Offset, p.Shape...) }
+func (k *Bank) View(buffer kernels.Tensor, p Param) kernels.Tensor {
+	return buffer.View(p.Offset, p.Shape...)
+}
 
 // Init fills a buffer in host memory with the start of training: A uniform in ±1/√D_in, which is what PEFT's Kaiming
 // initialisation gives, B zero, routers normal with deviation 0.02. Each tensor has random numbers of its own, so that its start
@@ -251,11 +253,11 @@ func fromFile(t checkpoints.Tensor) (kernels.Tensor, error) {
 		if f != t.Type {
 			continue
 		}
-		host := kernels.Tensor{Shape: t.Shape, Type: k, Mem: kernels.Host(t.Data)}
-		if !aligned(t.Data, k.Size()) {
-			host = kernels.NewHost(k, t.Shape...)
-			copy(host.Mem.(kernels.Host), t.Data)
+		if kernels.Aligned(k, t.Data) {
+			return kernels.Tensor{Shape: t.Shape, Type: k, Mem: kernels.Host(t.Data)}, nil
 		}
+		host := kernels.NewHost(k, t.Shape...)
+		copy(host.Mem.(kernels.Host), t.Data)
 		return host, nil
 	}
 	return kernels.Tensor{}, fmt.Errorf("tensor %q has type %s, which is not supported", t.Name, t.Type)

@@ -7,7 +7,6 @@ import (
 	"math"
 	"slices"
 	"strconv"
-	"strings"
 )
 
 // fields reads the keys of a config.json, or of a GGUF file's metadata, which is brought to the same form: nil, bool,
@@ -45,14 +44,19 @@ func (f *fields) take(key string) any {
 }
 
 func (f *fields) wrong(key string, got any, want string) {
-	shown, err := json.Marshal(got)
-	if err != nil {
-		shown = fmt.Append(nil, got)
+	f.fail(adviceFetch, "%s%s is %s, want %s", f.prefix, key, show(got), want)
+}
+
+// show is a value as JSON has it, or its beginning.
+func show(v any) string {
+	text := fmt.Sprint(v)
+	if quoted, err := json.Marshal(v); err == nil {
+		text = string(quoted)
 	}
-	if len(shown) > 60 {
-		shown = append(shown[:60], "…"...)
+	if runes := []rune(text); len(runes) > 60 {
+		return string(runes[:60]) + "…"
 	}
-	f.fail(adviceFetch, "%s%s is %s, want %s", f.prefix, key, shown, want)
+	return text
 }
 
 func (f *fields) missing(key, want string) {
@@ -90,7 +94,7 @@ func (f *fields) number(key string, otherwise float64) float64 {
 		if x, err := v.Float64(); err == nil && x > 0 && !math.IsInf(x, 0) {
 			return x
 		}
-		f.wrong(key, v.String(), want)
+		f.wrong(key, v, want)
 	default:
 		f.wrong(key, v, want)
 	}
@@ -167,17 +171,10 @@ func (f *fields) tokens(key string, vocab int) []int32 {
 func (f *fields) rest(harmless func(key string) bool) {
 	for _, key := range slices.Sorted(maps.Keys(f.values)) {
 		if v := f.values[key]; !f.used[key] && !harmless(key) && !empty(v) {
-			f.prefix = ""
-			f.wrong(key, v, "a key that this program knows")
-			f.advise("if it does not change what the model computes, remove it; else use another model")
+			f.fail("if it does not change what the model computes, remove it; else use another model",
+				"%s is %s, and what that means is not known here", key, show(v))
 		}
 	}
-}
-
-// advise replaces the second line of the error.
-func (f *fields) advise(advice string) {
-	first, _, _ := strings.Cut(f.err.Error(), "\n")
-	f.err = refuse(advice, "%s", first)
 }
 
 func empty(v any) bool {

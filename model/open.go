@@ -1,7 +1,7 @@
 package model
 
 import (
-	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -9,8 +9,10 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"loratrain/kernels"
 	"loratrain/model/tokenizer"
@@ -48,8 +50,12 @@ func (b *Base) Close() error {
 	return errors.Join(errs...)
 }
 
-// setTokenizer takes what a reader of tokenizers gave.
+// setTokenizer takes what a reader of tokenizers gave. Every token needs a row of the embedding.
 func (b *Base) setTokenizer(t *tokenizer.Tokenizer, err error) {
+	if err == nil && t.VocabSize() > b.Arch.Vocab {
+		err = refuse("use the tokenizer that belongs to the model", "%s: the tokenizer has ids up to %d, the embedding %d rows",
+			b.Path, t.VocabSize()-1, b.Arch.Vocab)
+	}
 	if err != nil {
 		b.noTokenizer = err
 		return
@@ -214,7 +220,18 @@ func (b *Base) finish(all []slot) {
 	b.digest = sync.OnceValue(func() string { return digestOf(all) })
 }
 
-// sameBytes reports whether two tensors hold the same elements.
-func sameBytes(a, b kernels.Tensor) bool {
-	return a.Type == b.Type && bytes.Equal(a.Mem.(kernels.Host), b.Mem.(kernels.Host))
+// inParallel calls f(0) … f(n-1) on as many goroutines as Go runs at once, and returns the first error.
+func inParallel(n int, f func(i int) error) error {
+	var next atomic.Int64
+	errs := make([]error, n)
+	var wg sync.WaitGroup
+	for range min(n, runtime.GOMAXPROCS(0)) {
+		wg.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				errs[i] = f(i)
+			}
+		})
+	}
+	wg.Wait()
+	return cmp.Or(errs...)
 }

@@ -38,7 +38,7 @@ func (x *Immediate) Bind(_ string, t kernels.Tensor) V {
 	return V{Spec: Spec{Type: t.Type, Shape: t.Shape}, buf: &buffer{t: t}}
 }
 
-// Apply implements [Exec]. It panics with an error, which Catch returns, if memory runs out.
+// Apply implements [Exec]. If memory runs out it ends the pass, see [Catch].
 func (x *Immediate) Apply(op *Op, in ...V) []V {
 	ins := make([]kernels.Tensor, len(in))
 	for i, v := range in {
@@ -56,6 +56,28 @@ func (x *Immediate) Apply(op *Op, in ...V) []V {
 	}
 	op.Run(x.b, outs, ins)
 	return vs
+}
+
+// Ints brings whole numbers to the backend, as a value that Done gives back like any other.
+func (x *Immediate) Ints(data []int32, shape ...int) V {
+	v := x.take(Of(kernels.I32, shape...))
+	x.b.Write(v.buf.t, kernels.FromSlice(data, shape...))
+	return v
+}
+
+// Floats brings numbers to the backend as elements of its Param type, as Ints does.
+func (x *Immediate) Floats(data []float32, shape ...int) V {
+	v := x.take(params(x, shape...))
+	host := kernels.FromSlice(data, shape...)
+	if v.Type == kernels.F64 {
+		wide := make([]float64, len(data))
+		for i, f := range data {
+			wide[i] = float64(f)
+		}
+		host = kernels.FromSlice(wide, shape...)
+	}
+	x.b.Write(v.buf.t, host)
+	return v
 }
 
 // Done implements [Exec].
@@ -81,7 +103,7 @@ func (x *Immediate) take(s Spec) V {
 	} else {
 		var err error
 		if whole, err = x.b.Alloc(kernels.F64, size/8); err != nil {
-			panic(memoryError{err})
+			Fail(err)
 		}
 		x.held += size
 	}
@@ -100,16 +122,20 @@ func (x *Immediate) Close() {
 	clear(x.free)
 }
 
-type memoryError struct{ error }
+// failure is an error on its way out of a pass.
+type failure struct{ error }
 
-// Catch runs f, a pass over an Immediate, and returns the error that stopped it: memory that could not be had, or what the
-// backend's Sync reports.
+// Fail ends the pass that Catch runs with an error.
+func Fail(err error) { panic(failure{err}) }
+
+// Catch runs f, a pass over an Immediate, and returns the error that stopped it, memory that could not be had for
+// example, or what the backend's Sync reports.
 func Catch(b kernels.Backend, f func()) (err error) {
 	defer func() {
 		switch r := recover().(type) {
 		case nil:
 			err = b.Sync()
-		case memoryError:
+		case failure:
 			err = fmt.Errorf("activations: %w", r.error)
 		default:
 			panic(r)

@@ -1,0 +1,143 @@
+package cpu
+
+import "loratrain/kernels"
+
+// Top2 is Gate in short form: ids of the two largest logits, the larger first, and their softmax. Ties go to the
+// lower expert. ids (T, 2) i32, weights (T, 2), logits (T, E).
+func (e *engine[E]) Top2(ids, weights, logits kernels.Tensor) {
+	const op = "Top2"
+	rows, experts := matrixShape(op, "logits", logits)
+	if experts < 2 && rows > 0 {
+		fail(op, "logits are %v, expected at least two experts", logits)
+	}
+	id, ws := in[int32](op, "ids", ids, rows, 2), in[E](op, "weights", weights, rows, 2)
+	ls := in[E](op, "logits", logits, rows, experts)
+	for t := range rows {
+		top := topTwo(ls[t*experts : (t+1)*experts])
+		for i, place := range top.places() {
+			id[2*t+i], ws[2*t+i] = int32(place.expert), place.weight
+		}
+	}
+}
+
+// experts is one layer's experts as an export holds them.
+type experts[E float] struct {
+	a, b                    weight[E] // (E·R, D) and (E·R, D_out)
+	count, rank, width, out int
+}
+
+func expertsIn[E float](op string, a, b kernels.Tensor) experts[E] {
+	count, rank, width := cubeShape(op, "a", a)
+	_, _, out := cubeShape(op, "b", b)
+	in := experts[E]{count: count, rank: rank, width: width, out: out}
+	if b.Shape[0] != count || b.Shape[1] != rank {
+		fail(op, "a is %v, b %v: expected the same experts and rank", a, b)
+	}
+	in.a = weightIn[E](op, "a", a.Reshape(count*rank, width), count*rank, width)
+	in.b = weightIn[E](op, "b", b.Reshape(count*rank, out), count*rank, out)
+	return in
+}
+
+func (x experts[E]) check(op string, ids []int32) {
+	for i, id := range ids {
+		if id < 0 || int(id) >= x.count {
+			fail(op, "ids[%d] is %d, expected 0 to %d", i, id, x.count-1)
+		}
+	}
+}
+
+// Experts adds s·Σ_k weights[t, k]·B[i]ᵀ·(A[i]·x[t]), i = ids[t, k], to y[t]. y (T, D_out), x (T, D), a (E, R, D),
+// b (E, R, D_out), ids (T, n) i32, weights (T, n).
+func (e *engine[E]) Experts(y, x, a, b, ids, weights kernels.Tensor, scale float64) {
+	const op = "Experts"
+	m := expertsIn[E](op, a, b)
+	rows, n := matrixShape(op, "ids", ids)
+	ys, xs := in[E](op, "y", y, rows, m.out), in[E](op, "x", x, rows, m.width)
+	id, ws := in[int32](op, "ids", ids, rows, n), in[E](op, "weights", weights, rows, n)
+	m.check(op, id)
+	e.split(rows, 1, rows*n*m.rank*(m.width+m.out)/4, func(w *worker[E], from, to int) {
+		defer w.release(w.mark())
+		tmp, hidden := w.take(m.rank*max(m.width, m.out)), w.take(m.rank)
+		for t := from; t < to; t++ {
+			for k := range n {
+				at := int(id[t*n+k]) * m.rank
+				down := m.a.block(w, tmp, at, at+m.rank)
+				w.vec.dots(hidden, down.data, xs[t*m.width:(t+1)*m.width], m.width)
+				up := m.b.block(w, tmp, at, at+m.rank)
+				for r := range m.rank {
+					w.vec.addScaled(ys[t*m.out:(t+1)*m.out], E(scale)*ws[t*n+k]*hidden[r], up.row(r))
+				}
+			}
+		}
+	})
+}
+
+// mergeRows is the rows of a weight that are merged at a time.
+const mergeRows = 64
+
+// Merge is dst = src + s·Σ_k weights[k]·B[i]ᵀ·A[i], i = ids[k], for every layer in one call. ids (n) i32,
+// weights (n).
+func (e *engine[E]) Merge(layers []kernels.Merge, ids, weights kernels.Tensor, scale float64) {
+	const op = "Merge"
+	id := in[int32](op, "ids", ids, ids.Len())
+	ws := in[E](op, "weights", weights, len(id))
+	type unit struct {
+		layer *mergeLayer[E]
+		from  int
+	}
+	var units []unit
+	work := 0
+	for _, l := range layers {
+		x := expertsIn[E](op, l.A, l.B)
+		x.check(op, id)
+		layer := &mergeLayer[E]{experts: x, dst: in[E](op, "Dst", l.Dst, x.out, x.width), src: weightIn[E](op, "Src", l.Src, x.out, x.width)}
+		for from := 0; from < x.out; from += mergeRows {
+			units = append(units, unit{layer, from})
+		}
+		work += x.out * x.width
+	}
+	e.each(len(units), work, func(w *worker[E], i int) {
+		u := units[i]
+		u.layer.merge(w, u.from, min(u.layer.out, u.from+mergeRows), id, ws, E(scale))
+	})
+}
+
+type mergeLayer[E float] struct {
+	experts[E]
+	dst []E
+	src weight[E]
+}
+
+// merge computes the rows [from, to) of dst.
+func (m *mergeLayer[E]) merge(w *worker[E], from, to int, ids []int32, weights []E, scale E) {
+	defer w.release(w.mark())
+	dst := dense(m.dst[from*m.width:to*m.width], to-from, m.width)
+	m.src.widen(w, dst.data, from*m.width)
+	depth := len(ids) * m.rank
+	down, up := dense(w.take(depth*m.width), depth, m.width), dense(w.take(depth*dst.rows), depth, dst.rows)
+	for k, id := range ids {
+		for r := range m.rank {
+			row, at := k*m.rank+r, int(id)*m.rank+r
+			m.a.widen(w, down.row(row), at*m.width)
+			m.b.widen(w, up.row(row), at*m.out+from)
+			w.vec.scale(up.row(row), up.row(row), scale*weights[k])
+		}
+	}
+	w.multiply(dst, up.t(), down, 1, 1)
+}
+
+// Append is cache[at[t]] = x[t], where at[t] ≥ 0. cache (P, K·d), x (T, K·d), at (T) i32.
+func (e *engine[E]) Append(cache, x, at kernels.Tensor) {
+	const op = "Append"
+	rows, cols := matrixShape(op, "x", x)
+	places, _ := matrixShape(op, "cache", cache)
+	dst, src := in[E](op, "cache", cache, places, cols), in[E](op, "x", x, rows, cols)
+	for t, p := range in[int32](op, "at", at, rows) {
+		if int(p) >= places {
+			fail(op, "at[%d] is %d, expected less than %d", t, p, places)
+		}
+		if p >= 0 {
+			copy(dst[int(p)*cols:(int(p)+1)*cols], src[t*cols:])
+		}
+	}
+}

@@ -1,0 +1,241 @@
+package model
+
+import (
+	"fmt"
+	"math"
+	"os"
+
+	"loratrain/checkpoints"
+	"loratrain/internal/graph"
+	"loratrain/kernels"
+	"loratrain/router"
+)
+
+// Adapted is a base and an adapter trained on it, in the layout of training.
+type Adapted struct {
+	Base   *Base
+	Placed *Placed
+	Bank   *Bank
+	Params kernels.Tensor // in the backend's memory
+}
+
+// config is what an export says of itself.
+func (m Adapted) config() checkpoints.Config {
+	s := m.Bank.Spec
+	c := checkpoints.Config{
+		Base:        checkpoints.Base{Name: m.Base.Name, Digest: m.Base.Digest(), Dims: DimsOf(m.Placed.Arch)},
+		Granularity: checkpoints.Granularity(s.Granularity), Experts: s.Experts, Rank: s.Rank, SharedRank: s.Shared, Alpha: s.Alpha,
+	}
+	for _, t := range s.Targets {
+		c.Targets = append(c.Targets, t.String())
+	}
+	return c
+}
+
+// hostParams is the trainable tensors in host memory.
+func (m Adapted) hostParams() kernels.Tensor {
+	host := kernels.NewHost(m.Params.Type, m.Params.Shape...)
+	m.Placed.Backend.Read(host, m.Params)
+	return host
+}
+
+// ExportPEFT writes each expert as an adapter that Python's peft loads.
+func (m Adapted) ExportPEFT(dir string) error {
+	return checkpoints.WritePEFT(dir, m.config(), m.Bank.Tensors(m.hostParams()))
+}
+
+// Agreement is what the verification of an export measured, on float32 logits.
+type Agreement struct {
+	Prompts int
+	Modes   []Mode
+	// Between is the largest difference between two modes on the exported weights, Rounding that between the export and the
+	// adapter it was made from.
+	Between, Rounding float64
+}
+
+// tolerance is how far modes may differ on the same weights, relative to the largest logit where that is above 1. They add the
+// same numbers in another order.
+const tolerance = 1e-4
+
+// Export writes the serving folder, reads it back, and runs every mode that applies on prompts, ids that real text gave. What does not
+// agree is deleted again.
+func (m Adapted) Export(dir string, prompts [][]int32) (Agreement, error) {
+	c := m.config()
+	tensors := m.Bank.Tensors(m.hostParams())
+	if m.Bank.Spec.Granularity == router.Token {
+		table, err := m.table()
+		if err != nil {
+			return Agreement{}, err
+		}
+		tensors = append(tensors, table...)
+	}
+	if err := checkpoints.WriteServing(dir, c, tensors); err != nil {
+		return Agreement{}, err
+	}
+	a, err := m.verify(dir, c, prompts)
+	if err != nil {
+		if gone := os.RemoveAll(dir); gone != nil {
+			return a, fmt.Errorf("%w (and it could not be deleted: %v)", err, gone)
+		}
+		return a, err
+	}
+	return a, nil
+}
+
+// tableRows is how many token ids are routed at once.
+const tableRows = 1024
+
+// table is the routing table of the whole vocabulary as tensors of the file layout.
+func (m Adapted) table() ([]checkpoints.Tensor, error) {
+	b, vocab := m.Placed.Backend, m.Placed.Arch.Vocab
+	ids, weights := kernels.NewHost(kernels.I32, vocab, router.Top), kernels.NewHost(kernels.F32, vocab, router.Top)
+	x := graph.NewImmediate(b)
+	defer x.Close()
+	values := m.Placed.Bind(x)
+	ad, _ := m.Bank.Bind(x, m.Params, Dropout{})
+	r, _ := ad.param(tokenRouter)
+	err := graph.Catch(b, func() {
+		for from := 0; from < vocab; from += tableRows {
+			tokens := make([]int32, min(tableRows, vocab-from))
+			for i := range tokens {
+				tokens[i] = int32(from + i)
+			}
+			t := x.Ints(tokens, len(tokens))
+			h := RouterInput(x, values, t)
+			i, w := router.Table(x, h, r)
+			x.Done(t, h)
+			copy(kernels.Slice[int32](ids)[from*router.Top:], kernels.Slice[int32](i))
+			get := getter(w)
+			for k := range w.Len() {
+				kernels.Slice[float32](weights)[from*router.Top+k] = float32(get(k))
+			}
+		}
+	})
+	return []checkpoints.Tensor{toFile("model.table.ids", ids), toFile("model.table.weights", weights)}, err
+}
+
+// verify reads an export back and compares.
+func (m Adapted) verify(dir string, c checkpoints.Config, prompts [][]int32) (Agreement, error) {
+	a := Agreement{Prompts: len(prompts), Modes: Modes(m.Bank.Spec.Granularity)}
+	e, err := checkpoints.OpenServing(dir)
+	if err != nil {
+		return a, err
+	}
+	defer e.Close()
+	if err := e.CheckBase(c.Base.Name, c.Base.Digest, c.Base.Dims); err != nil {
+		return a, err
+	}
+	s, err := Serve(m.Placed, e)
+	if err != nil {
+		return a, err
+	}
+	defer s.Close()
+	context := 1
+	for _, p := range prompts {
+		context = max(context, len(p))
+	}
+	logits := make([][][]float64, len(a.Modes)) // mode, prompt
+	for i, mode := range a.Modes {
+		if logits[i], err = decodeAll(m.Placed, s, mode, context, prompts); err != nil {
+			return a, fmt.Errorf("%s: mode %s: %w", dir, mode, err)
+		}
+	}
+	trained, err := m.logits(prompts)
+	if err != nil {
+		return a, err
+	}
+	for p := range prompts {
+		largest := 1.0
+		for _, l := range logits[0][p] {
+			largest = max(largest, math.Abs(l))
+		}
+		for i := range a.Modes {
+			diff := distance(logits[0][p], logits[i][p])
+			a.Between = max(a.Between, diff)
+			if !(diff <= tolerance*largest) {
+				return a, fmt.Errorf("%s: modes %s and %s differ by %.2g in the logits after prompt %d\nthe export was deleted; please report this with the run's config.yaml",
+					dir, a.Modes[0], a.Modes[i], diff, p+1)
+			}
+		}
+		a.Rounding = max(a.Rounding, distance(trained[p], logits[0][p]))
+	}
+	return a, nil
+}
+
+// decodeAll is the logits after each prompt, of which all but the last token are fed at once and that one as decoding does.
+func decodeAll(base *Placed, s *Served, mode Mode, context int, prompts [][]int32) ([][]float64, error) {
+	d, err := NewDecoder(base, s, mode, context)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	var list [][]float64
+	for _, p := range prompts {
+		d.Reset()
+		if len(p) > 1 {
+			if err := d.Feed(p[:len(p)-1]...); err != nil {
+				return nil, err
+			}
+		}
+		if err := d.Feed(p[len(p)-1]); err != nil {
+			return nil, err
+		}
+		list = append(list, d.Logits())
+	}
+	return list, nil
+}
+
+// logits is those after each prompt as training computes them.
+func (m Adapted) logits(prompts [][]int32) ([][]float64, error) {
+	b := m.Placed.Backend
+	x := graph.NewImmediate(b)
+	defer x.Close()
+	values := m.Placed.Bind(x)
+	var list [][]float64
+	for _, p := range prompts {
+		err := graph.Catch(b, func() {
+			ad, _ := m.Bank.Bind(x, m.Params, Dropout{})
+			h := hiddenOf(x, values, ad, p)
+			last := x.Bind("last", h.Tensor().View((len(p)-1)*values.arch.Width, 1, values.arch.Width))
+			l := graph.Linear(x, last, values.Head, graph.V{})
+			host := kernels.NewHost(l.Type, l.Shape...)
+			b.Read(host, l.Tensor())
+			get, row := getter(host), make([]float64, host.Len())
+			for i := range row {
+				row[i] = get(i)
+			}
+			list = append(list, row)
+			ad.Release(x)
+			x.Done(h, l)
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return list, nil
+}
+
+// hiddenOf is a pass over one sequence.
+func hiddenOf(x *graph.Immediate, values *Values, ad Adapter, ids []int32) graph.V {
+	n := len(ids)
+	pos, visible, seq := make([]int32, n), make([]Visible, n), make([]int32, n)
+	for t := range pos {
+		pos[t] = int32(t)
+	}
+	in := Inputs{IDs: x.Ints(ids, n), Pos: x.Ints(pos, n), Spans: x.Ints(values.arch.Spans(visible, pos, seq), n, 4)}
+	h := Hidden(x, values, ad, in)
+	x.Done(in.IDs, in.Pos, in.Spans)
+	return h
+}
+
+func distance(a, b []float64) float64 {
+	d := 0.0
+	for i := range a {
+		diff := math.Abs(a[i] - b[i])
+		if math.IsNaN(diff) {
+			return math.NaN()
+		}
+		d = max(d, diff)
+	}
+	return d
+}

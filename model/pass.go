@@ -1,0 +1,100 @@
+package model
+
+import (
+	"loratrain/internal/graph"
+	"loratrain/kernels"
+	"loratrain/router"
+)
+
+// servedPass is an exported adapter in one pass, each token with its own experts.
+type servedPass struct {
+	*Served
+	ids, weights graph.V // (T, n): the experts in force
+	own          []graph.V
+	// choices are those of every router in the pass, for reports: (T, 2) ids each.
+	choices []graph.V
+}
+
+var _ PassAdapter = (*servedPass)(nil)
+
+// Pass is the adapter for one pass over tokens, applied beside the base's weights. With tabled, a token-wise router is not
+// computed but looked up.
+func (s *Served) Pass(x *graph.Immediate, tokens []int32, tabled bool) PassAdapter {
+	return s.pass(x, tokens, tabled)
+}
+
+func (s *Served) pass(x *graph.Immediate, tokens []int32, tabled bool) *servedPass {
+	p := &servedPass{Served: s}
+	switch {
+	case s.Spec.Granularity == router.None:
+		ids, weights := make([]int32, len(tokens)), make([]float32, len(tokens))
+		for t := range weights {
+			weights[t] = 1
+		}
+		p.bind(x, ids, weights, 1)
+	case s.Spec.Granularity == router.Token && tabled:
+		var ids []int32
+		var weights []float32
+		for _, id := range tokens {
+			i, w := s.Table(id)
+			ids, weights = append(ids, i[:]...), append(weights, w[:]...)
+		}
+		p.bind(x, ids, weights, router.Top)
+		p.choices = append(p.choices, p.ids)
+	}
+	return p
+}
+
+func (p *servedPass) bind(x *graph.Immediate, ids []int32, weights []float32, n int) {
+	p.ids, p.weights = x.Ints(ids, len(ids)/n, n), x.Floats(weights, len(ids)/n, n)
+	p.own = append(p.own, p.ids, p.weights)
+}
+
+// EnterBlock implements [Adapter].
+func (p *servedPass) EnterBlock(x graph.Exec, layer int, h graph.V) {
+	switch {
+	case p.Spec.Granularity == router.Block:
+		p.decide(x, h, p.routers[blockRouter(layer)])
+	case p.Spec.Granularity == router.Token && layer == 0 && p.ids.None():
+		p.decide(x, h, p.routers[tokenRouter])
+	}
+}
+
+func (p *servedPass) decide(x graph.Exec, h graph.V, r kernels.Tensor) {
+	logits := graph.Route(x, h, x.Bind("router", r))
+	p.ids, p.weights = graph.Top2(x, logits)
+	x.Done(logits)
+	p.choices = append(p.choices, p.ids)
+	p.own = append(p.own, p.ids, p.weights)
+}
+
+// Linear implements [Adapter].
+func (p *servedPass) Linear(x graph.Exec, layer int, t Target, h, w, bias graph.V) graph.V {
+	y := graph.Linear(x, h, w, bias)
+	e := p.experts[layer][t]
+	if e.a.None() {
+		return y
+	}
+	if r := p.routers[Module(layer, t)]; !r.None() {
+		p.decide(x, h, r)
+	}
+	return graph.Experts(x, y, h, x.Bind("A", e.a), x.Bind("B", e.b), p.ids, p.weights, p.Spec.Scale())
+}
+
+// Release implements [PassAdapter].
+func (p *servedPass) Release(x graph.Exec) {
+	x.Done(p.own...)
+	p.own, p.choices = nil, nil
+}
+
+// lastChoices is the experts of the pass's last token, for every router.
+func (p *servedPass) lastChoices(b kernels.Backend) [][]int32 {
+	var list [][]int32
+	for _, v := range p.choices {
+		host := kernels.NewHost(kernels.I32, v.Shape...)
+		b.Read(host, v.Tensor())
+		ids := kernels.Slice[int32](host)
+		list = append(list, ids[len(ids)-v.Shape[1]:])
+	}
+	return list
+}

@@ -1,0 +1,167 @@
+package model
+
+import (
+	"fmt"
+	"slices"
+
+	"loratrain/checkpoints"
+	"loratrain/internal/graph"
+	"loratrain/kernels"
+	"loratrain/router"
+)
+
+// Served is an exported adapter where a backend can read it, and the base with the shared expert merged into it.
+type Served struct {
+	Spec AdapterSpec
+	Base *Placed
+
+	experts  [][targets]expertPair     // a layer
+	routers  map[string]kernels.Tensor // by name
+	tableIDs []int32                   // (V, 2), with router.Token
+	tableW   []float32                 // (V, 2)
+	own      []kernels.Tensor          // merged weights
+}
+
+// expertPair is A (E, R, D_in) and B (E, R, D_out) of one linear layer, or none.
+type expertPair struct{ a, b kernels.Tensor }
+
+// DimsOf is the sizes by which an export knows its base.
+func DimsOf(a Arch) checkpoints.Dims {
+	return checkpoints.Dims{
+		Layers: a.Layers, Width: a.Width, MLPWidth: a.MLP, Heads: a.Heads, KVHeads: a.KVHeads, HeadDim: a.HeadDim, Vocabulary: a.Vocab,
+	}
+}
+
+// SpecOf is what an export says its adapter is made of.
+func SpecOf(c checkpoints.Config) (AdapterSpec, error) {
+	s := AdapterSpec{
+		Granularity: router.Granularity(c.Granularity), Experts: c.Experts, Rank: c.Rank, Shared: c.SharedRank, Alpha: c.Alpha,
+	}
+	for _, name := range c.Targets {
+		t, err := ParseTarget(name)
+		if err != nil {
+			return s, err
+		}
+		s.Targets = append(s.Targets, t)
+	}
+	return s, nil
+}
+
+// Serve places an export beside its base, which must be the one it was made for. The shared expert is merged into copies of the
+// weights it belongs to.
+func Serve(base *Placed, e *checkpoints.Serving) (*Served, error) {
+	spec, err := SpecOf(e.Config)
+	if err != nil {
+		return nil, err
+	}
+	s := &Served{Spec: spec, Base: base, experts: make([][targets]expertPair, base.Arch.Layers), routers: map[string]kernels.Tensor{}}
+	get := func(name string) kernels.Tensor {
+		t, ok := e.Tensor(name)
+		if !ok || err != nil {
+			return kernels.Tensor{}
+		}
+		var host, placed kernels.Tensor
+		if host, err = fromFile(t); err == nil {
+			placed, err = base.Backend.Place(host)
+		}
+		return placed
+	}
+	for l := range s.experts {
+		for _, t := range spec.Targets {
+			m := Module(l, t)
+			s.experts[l][t] = expertPair{a: get(m + ".lora_A"), b: get(m + ".lora_B")}
+			s.routers[m] = get(m + ".router")
+		}
+		s.routers[blockRouter(l)] = get(blockRouter(l))
+	}
+	s.routers[tokenRouter] = get(tokenRouter)
+	if err == nil && spec.Granularity == router.Token {
+		err = s.readTable(e)
+	}
+	if err == nil && spec.Shared > 0 {
+		err = s.mergeShared(get)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("adapter: %w", err)
+	}
+	return s, nil
+}
+
+func (s *Served) readTable(e *checkpoints.Serving) error {
+	ids, _ := e.Tensor("model.table.ids")
+	weights, _ := e.Tensor("model.table.weights")
+	hostIDs, err := fromFile(ids)
+	if err != nil {
+		return err
+	}
+	hostW, err := fromFile(weights)
+	if err != nil {
+		return err
+	}
+	s.tableIDs, s.tableW = kernels.Slice[int32](hostIDs), kernels.Slice[float32](hostW)
+	return nil
+}
+
+// mergeShared makes the base one whose weights hold the shared expert.
+func (s *Served) mergeShared(get func(string) kernels.Tensor) error {
+	pair := func(l int, t Target) expertPair {
+		p := expertPair{a: get(Module(l, t) + ".shared_A"), b: get(Module(l, t) + ".shared_B")}
+		// One expert with gate 1 is the shared expert's form.
+		p.a = p.a.Reshape(append([]int{1}, p.a.Shape...)...)
+		p.b = p.b.Reshape(append([]int{1}, p.b.Shape...)...)
+		return p
+	}
+	merged, jobs, err := s.Base.copyTargets(s.Spec.Targets, pair)
+	if err != nil {
+		return err
+	}
+	for _, j := range jobs {
+		s.own = append(s.own, j.Dst)
+	}
+	s.Base = merged
+	return s.merge(graph.NewImmediate(merged.Backend), jobs, []int32{0}, []float32{1})
+}
+
+// copyTargets is the model with memory of its own for the weights of some linear layers, and the jobs that fill them.
+func (p *Placed) copyTargets(list []Target, pair func(layer int, t Target) expertPair) (*Placed, []kernels.Merge, error) {
+	c := *p
+	c.weights.Layers = slices.Clone(p.weights.Layers)
+	var jobs []kernels.Merge
+	for l := range c.weights.Layers {
+		for _, t := range list {
+			src := p.weights.Layers[l].W[t]
+			dst, err := p.Backend.Alloc(p.Backend.Float(), src.Shape...)
+			if err != nil {
+				return nil, nil, fmt.Errorf("a copy of the weights to merge experts into: %w", err)
+			}
+			c.weights.Layers[l].W[t] = dst
+			e := pair(l, t)
+			jobs = append(jobs, kernels.Merge{Dst: dst, Src: src, A: e.a, B: e.b})
+		}
+	}
+	return &c, jobs, nil
+}
+
+// merge runs the jobs for one choice of experts.
+func (s *Served) merge(x *graph.Immediate, jobs []kernels.Merge, ids []int32, weights []float32) error {
+	return graph.Catch(x.Backend(), func() {
+		i, w := x.Ints(ids, len(ids)), x.Floats(weights, len(ids))
+		x.Backend().Merge(jobs, i.Tensor(), w.Tensor(), s.Spec.Scale())
+		x.Done(i, w)
+	})
+}
+
+// Table is what the routing table says of a token: two experts and their weights. Only with router.Token.
+func (s *Served) Table(id int32) (experts [router.Top]int32, weights [router.Top]float32) {
+	copy(experts[:], s.tableIDs[router.Top*id:])
+	copy(weights[:], s.tableW[router.Top*id:])
+	return experts, weights
+}
+
+// Close gives back the memory of weights that the shared expert was merged into.
+func (s *Served) Close() {
+	for _, t := range s.own {
+		s.Base.Backend.Free(t)
+	}
+	s.own = nil
+}
