@@ -36,7 +36,7 @@ func attentionIn[E float](op string, q, k, v, spans kernels.Tensor, h kernels.He
 	return a
 }
 
-// queries is head h's rows of an array (T, H·d) for all query heads that share the key-value head.
+// groupRow is token t's part of an array (T, H·d) for all query heads that share a key-value head.
 func (a *attention[E]) groupRow(array []E, t, head int) []E {
 	from := (t*a.kv + head) * a.group * a.dim
 	return array[from : from+a.group*a.dim]

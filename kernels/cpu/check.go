@@ -33,6 +33,17 @@ func flat[E kernels.Element](op, name string, t kernels.Tensor) []E {
 	return in[E](op, name, t, t.Shape...)
 }
 
+// indices is the elements of t, all of which must be in [0, limit).
+func indices(op, name string, t kernels.Tensor, limit int, shape ...int) []int32 {
+	ids := in[int32](op, name, t, shape...)
+	for i, id := range ids {
+		if id < 0 || int(id) >= limit {
+			fail(op, "%s[%d] is %d, expected 0 to %d", name, i, id, limit-1)
+		}
+	}
+	return ids
+}
+
 // matrixShape is the two dimensions of t.
 func matrixShape(op, name string, t kernels.Tensor) (rows, cols int) {
 	if t.None() || len(t.Shape) != 2 {

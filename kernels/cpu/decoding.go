@@ -38,14 +38,6 @@ func expertsIn[E float](op string, a, b kernels.Tensor) experts[E] {
 	return in
 }
 
-func (x experts[E]) check(op string, ids []int32) {
-	for i, id := range ids {
-		if id < 0 || int(id) >= x.count {
-			fail(op, "ids[%d] is %d, expected 0 to %d", i, id, x.count-1)
-		}
-	}
-}
-
 // Experts adds s·Σ_k weights[t, k]·B[i]ᵀ·(A[i]·x[t]), i = ids[t, k], to y[t]. y (T, D_out), x (T, D), a (E, R, D),
 // b (E, R, D_out), ids (T, n) i32, weights (T, n).
 func (e *engine[E]) Experts(y, x, a, b, ids, weights kernels.Tensor, scale float64) {
@@ -53,8 +45,7 @@ func (e *engine[E]) Experts(y, x, a, b, ids, weights kernels.Tensor, scale float
 	m := expertsIn[E](op, a, b)
 	rows, n := matrixShape(op, "ids", ids)
 	ys, xs := in[E](op, "y", y, rows, m.out), in[E](op, "x", x, rows, m.width)
-	id, ws := in[int32](op, "ids", ids, rows, n), in[E](op, "weights", weights, rows, n)
-	m.check(op, id)
+	id, ws := indices(op, "ids", ids, m.count, rows, n), in[E](op, "weights", weights, rows, n)
 	e.split(rows, 1, rows*n*m.rank*(m.width+m.out)/4, func(w *worker[E], from, to int) {
 		defer w.release(w.mark())
 		tmp, hidden := w.take(m.rank*max(m.width, m.out)), w.take(m.rank)
@@ -89,7 +80,7 @@ func (e *engine[E]) Merge(layers []kernels.Merge, ids, weights kernels.Tensor, s
 	work := 0
 	for _, l := range layers {
 		x := expertsIn[E](op, l.A, l.B)
-		x.check(op, id)
+		indices(op, "ids", ids, x.count, len(id))
 		layer := &mergeLayer[E]{experts: x, dst: in[E](op, "Dst", l.Dst, x.out, x.width), src: weightIn[E](op, "Src", l.Src, x.out, x.width)}
 		for from := 0; from < x.out; from += mergeRows {
 			units = append(units, unit{layer, from})

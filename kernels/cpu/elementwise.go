@@ -24,12 +24,9 @@ func (e *engine[E]) Embed(y, table, ids kernels.Tensor) {
 	rows, cols := matrixShape(op, "y", y)
 	vocabulary, _ := matrixShape(op, "table", table)
 	dst, src := in[E](op, "y", y, rows, cols), weightIn[E](op, "table", table, vocabulary, cols)
-	id := in[int32](op, "ids", ids, rows)
+	id := indices(op, "ids", ids, vocabulary, rows)
 	e.split(rows, 1, rows*cols, func(w *worker[E], from, to int) {
 		for t := from; t < to; t++ {
-			if id[t] < 0 || int(id[t]) >= vocabulary {
-				fail(op, "ids[%d] is %d, expected 0 to %d", t, id[t], vocabulary-1)
-			}
 			src.widen(w, dst[t*cols:(t+1)*cols], int(id[t])*cols)
 		}
 	})
@@ -47,14 +44,11 @@ func (e *engine[E]) Rotary(y, x, table, pos kernels.Tensor, backwards bool) {
 		fail(op, "x is %v, table %v: expected whole heads of an even size", x, table)
 	}
 	dst, src := in[E](op, "y", y, rows, cols), in[E](op, "x", x, rows, cols)
-	angles, p := in[E](op, "table", table, positions, d), in[int32](op, "pos", pos, rows)
+	angles, p := in[E](op, "table", table, positions, d), indices(op, "pos", pos, positions, rows)
 	e.split(rows, 1, rows*cols*2, func(w *worker[E], from, to int) {
 		defer w.release(w.mark())
 		sines := w.take(d / 2)
 		for t := from; t < to; t++ {
-			if p[t] < 0 || int(p[t]) >= positions {
-				fail(op, "pos[%d] is %d, expected 0 to %d", t, p[t], positions-1)
-			}
 			row := angles[int(p[t])*d : (int(p[t])+1)*d]
 			cosines := row[:d/2]
 			copy(sines, row[d/2:])
@@ -163,12 +157,33 @@ func (e *engine[E]) Dropout(y, x, key kernels.Tensor, site int, rate float64) {
 	dst := flat[E](op, "y", y)
 	src, k := in[E](op, "x", x, y.Shape...), in[int32](op, "key", key, 2)
 	limit, keep := uint64(math.Ceil(rate*(1<<24))), E(1/(1-rate))
+	stream := randomStream(k[0], k[1], site)
 	e.flatly(len(dst), 4, func(_ *worker[E], from, to int) {
+		y := dst[from:to]
 		for i, x := range src[from:to] {
-			if kernels.Random(k[0], k[1], site, from+i)>>40 < limit {
+			x *= keep
+			if stream.at(from+i)>>40 < limit {
 				x = 0
 			}
-			dst[from+i] = x * keep
+			y[i] = x
 		}
 	})
+}
+
+// stream is kernels.Random with the work that is the same for all elements done once.
+type stream uint64
+
+func randomStream(seed, step int32, site int) stream {
+	z := mix(uint64(uint32(seed))<<32|uint64(uint32(step))) ^ uint64(site)*0xd1342543de82ef95
+	return stream(mix(z))
+}
+
+func (s stream) at(i int) uint64 { return mix(uint64(s) + uint64(i)) }
+
+// mix is the output function of splitmix64, as in package kernels.
+func mix(z uint64) uint64 {
+	z += 0x9e3779b97f4a7c15
+	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
+	z = (z ^ z>>27) * 0x94d049bb133111eb
+	return z ^ z>>31
 }

@@ -44,7 +44,7 @@ func (e *engine[E]) timesTransposed(y, x matrix[E], w weight[E]) {
 }
 
 // fewBlock is the elements of a weight that all rows of x pass while they are in the first cache.
-const fewBlock = 1 << 13
+const fewBlock = 1 << 12
 
 // timesTransposedFew is timesTransposed for few rows: the weight is read once, and widened in the cache.
 func (e *engine[E]) timesTransposedFew(y, x matrix[E], w weight[E]) {

@@ -65,7 +65,7 @@ func (e *engine[E]) CrossEntropy(loss, dh, h, w, targets kernels.Tensor) {
 	x := e.headIn(op, h, w, targets)
 	grad, out := maybe[E](op, "dh", dh, h.Shape...), in[E](op, "loss", loss, 1)
 	clear(grad)
-	var sum float64
+	var sum accumulator
 	x.chunks(func(tokens []int32, logits matrix[E]) {
 		losses, sums := make([]float64, len(tokens)), make([]float64, len(tokens))
 		e.split(len(tokens), 1, 8*len(logits.data), func(wk *worker[E], from, to int) {
@@ -83,13 +83,13 @@ func (e *engine[E]) CrossEntropy(loss, dh, h, w, targets kernels.Tensor) {
 			}
 		})
 		for _, l := range losses {
-			sum += l
+			sum.add(l)
 		}
 		if grad != nil {
 			x.gradient(grad, tokens, logits, sums)
 		}
 	})
-	out[0] = E(sum)
+	out[0] = E(sum.value())
 }
 
 // gradient writes the rows of dh of some tokens, given exp(logits - most) less the sum of the row at its target.
@@ -124,25 +124,27 @@ func (e *engine[E]) LogProb(lp, h, w, targets kernels.Tensor) {
 // expInPlace is row = exp(row - most), where most is the largest element, and the sum of that.
 func (w *worker[E]) expInPlace(row []E) (most, sum float64) {
 	largest := w.vec.max(row)
-	for from := 0; from < len(row); from += grain {
-		part := row[from:min(len(row), from+grain)]
+	var total accumulator
+	for from := 0; from < len(row); from += pieces {
+		part := row[from:min(len(row), from+pieces)]
 		w.vec.shift(part, part, -largest)
 		w.exp(part, part)
-		sum += float64(w.vec.sum(part))
+		total.add(float64(w.vec.sum(part)))
 	}
-	return float64(largest), sum
+	return float64(largest), total.value()
 }
 
 // sumExp is expInPlace that leaves the row as it is.
 func (w *worker[E]) sumExp(row []E) (most, sum float64) {
 	defer w.release(w.mark())
-	largest, tmp := w.vec.max(row), w.take(grain)
-	for from := 0; from < len(row); from += grain {
-		part := row[from:min(len(row), from+grain)]
+	largest, tmp := w.vec.max(row), w.take(pieces)
+	var total accumulator
+	for from := 0; from < len(row); from += pieces {
+		part := row[from:min(len(row), from+pieces)]
 		e := tmp[:len(part)]
 		w.vec.shift(e, part, -largest)
 		w.exp(e, e)
-		sum += float64(w.vec.sum(e))
+		total.add(float64(w.vec.sum(e)))
 	}
-	return float64(largest), sum
+	return float64(largest), total.value()
 }

@@ -19,11 +19,11 @@ func (e *engine[E]) Norm(norm, g kernels.Tensor) {
 			sums[i] = total(gs[i*normPart:min(len(gs), (i+1)*normPart)], w.vec.squares)
 		}
 	})
-	var sum float64
+	var sum accumulator
 	for _, s := range sums {
-		sum += s
+		sum.add(s)
 	}
-	out[0] = E(math.Sqrt(sum))
+	out[0] = E(math.Sqrt(sum.value()))
 }
 
 // Step is one AdamW step, n = hyper[1] counted from 1 and learning rate lr = hyper[0]:

@@ -89,7 +89,7 @@ func (r *ranking) draw(u, mass float64, rule kernels.Sampling) int {
 		n, mass = r.until(rule.TopP*mass, n)
 	}
 	drawn, _ := r.until(math.Nextafter(u*mass, math.Inf(1)), n)
-	return r.at(drawn - 1).id
+	return r.at(max(drawn, 1) - 1).id // a u that is NaN draws the largest
 }
 
 // until is how many of the n largest it takes for their sum to reach mass, and that sum. Those of weight zero,

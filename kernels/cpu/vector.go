@@ -89,20 +89,41 @@ func widen64(dst []float64, src []kernels.BFloat16) {
 	}
 }
 
-// pieces is how many elements are summed in E before the sum moves to float64.
-const pieces = 4096
+// pieces is how many elements are summed in E before the sum moves to an accumulator.
+const pieces = 512
 
-// total is a sum of many elements: f of pieces, added up in double precision.
+// total is a sum of many elements: f of pieces, added up without loss.
 func total[E float](a []E, f func([]E) E) float64 {
-	var sum float64
+	var sum accumulator
 	for len(a) > pieces {
-		sum += float64(f(a[:pieces]))
+		sum.add(float64(f(a[:pieces])))
 		a = a[pieces:]
 	}
 	if len(a) > 0 {
-		sum += float64(f(a))
+		sum.add(float64(f(a)))
 	}
-	return sum
+	return sum.value()
+}
+
+// accumulator is a sum that keeps what each addition rounds off (Neumaier, ZAMM 54, 1974).
+type accumulator struct{ sum, lost float64 }
+
+func (a *accumulator) add(x float64) {
+	sum := a.sum + x
+	if math.Abs(a.sum) >= math.Abs(x) {
+		a.lost += a.sum - sum + x
+	} else {
+		a.lost += x - sum + a.sum
+	}
+	a.sum = sum
+}
+
+// value is the sum; when it is not finite, what was lost is not a number.
+func (a *accumulator) value() float64 {
+	if a.sum-a.sum != 0 {
+		return a.sum
+	}
+	return a.sum + a.lost
 }
 
 // finite reports whether a holds neither a NaN nor an infinity; a sum that overflows also says no.
