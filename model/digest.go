@@ -1,9 +1,6 @@
 package model
 
-import (
-	"loratrain/checkpoints"
-	"loratrain/kernels"
-)
+import "loratrain/checkpoints"
 
 // Digest identifies the base: [checkpoints.Digest] over its tensors under transformers' names, as Weights holds them
 // (quantised ones widened, an output projection that is the embedding only once). How a folder divides them into
@@ -11,15 +8,10 @@ import (
 // Close.
 func (b *Base) Digest() string { return b.digest() }
 
-var digestTypes = map[kernels.Type]checkpoints.Type{
-	kernels.F64: checkpoints.F64, kernels.F32: checkpoints.F32, kernels.BF16: checkpoints.BF16,
-}
-
 func digestOf(all []slot) string {
 	tensors := make([]checkpoints.Tensor, len(all))
 	for i, s := range all {
-		t := *s.dst
-		tensors[i] = checkpoints.Tensor{Name: s.name, Type: digestTypes[t.Type], Shape: t.Shape, Data: t.Mem.(kernels.Host)}
+		tensors[i] = toFile(s.name, *s.dst)
 	}
 	return checkpoints.Digest(tensors)
 }

@@ -76,7 +76,7 @@ func (b *Base) readGGUF(data []byte) error {
 		return refuse(adviceGGUF, "%s: %w", b.Path, err)
 	}
 	b.Arch, b.EOS = p.arch, f.ggufEOS(p.arch.Vocab)
-	f.rest(harmlessMetadata)
+	f.rest(p.ggufNote)
 	if f.err != nil {
 		return f.err
 	}

@@ -4,6 +4,9 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 const (
@@ -47,12 +50,12 @@ func (h *headerCheck) file() {
 	}
 	tensors, values := h.u64("number of tensors"), h.u64("number of metadata values")
 	h.each(values, 13, "metadata values", func() (string, string) {
-		key := h.string("a metadata key")
+		key := h.name("a metadata key")
 		h.value(h.u32("the type of a metadata value"), key)
 		return "metadata key", key
 	})
 	h.each(tensors, 24, "tensors", func() (string, string) {
-		tensor := h.string("a tensor's name")
+		tensor := h.name("a tensor's name")
 		dims := h.u32("a tensor's dimensions")
 		if h.err == nil && (dims == 0 || dims > 4) {
 			h.fail("tensor %q has %d dimensions", tensor, dims)
@@ -151,3 +154,20 @@ func (h *headerCheck) u64(what string) uint64 {
 }
 
 func (h *headerCheck) string(what string) string { return string(h.bytes(h.u64(what), what)) }
+
+// maxName is more than any name of llama.cpp has.
+const maxName = 256
+
+// name takes a string that errors can show.
+func (h *headerCheck) name(what string) string {
+	at := h.at
+	s := h.string(what)
+	if h.err == nil && !printable(s) {
+		h.fail("%s at byte %d is %s", what, at, show(s))
+	}
+	return s
+}
+
+func printable(name string) bool {
+	return len(name) <= maxName && utf8.ValidString(name) && !strings.ContainsFunc(name, unicode.IsControl)
+}

@@ -129,16 +129,9 @@ func (f *fields) ggufEOS(vocab int) (ids []int32) {
 	return ids
 }
 
-// harmlessMetadata reports that a key changes nothing that is computed: what people want to know, and the tokenizer,
-// which reads its part itself.
-func harmlessMetadata(key string) bool {
-	for _, prefix := range []string{"general.", "tokenizer.", "quantize.", "split."} {
-		if strings.HasPrefix(key, prefix) {
-			return true
-		}
-	}
-	return false
-}
+// ggufNote reports that a key is outside of the architecture's own: for people, for the tokenizer, or a note of whoever
+// quantised the model.
+func (p plan) ggufNote(key string) bool { return !strings.HasPrefix(key, p.arch.Family+".") }
 
 // ggufTokenizer is what the metadata says of the tokenizer.
 func ggufTokenizer(path string, file *gguf.File) tokenizer.Metadata {

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"unsafe"
 
 	"github.com/x448/float16"
 
@@ -148,9 +147,9 @@ func hostTensor(t checkpoints.Tensor) (kernels.Tensor, error) {
 	return view(t.Data, kind, t.Shape), nil
 }
 
-// view is data as a tensor, which has one element at least; a copy if it is not aligned.
+// view is data as a tensor: a copy if it is not aligned.
 func view(data []byte, kind kernels.Type, shape []int) kernels.Tensor {
-	if uintptr(unsafe.Pointer(unsafe.SliceData(data)))%uintptr(kind.Size()) == 0 {
+	if kernels.Aligned(kind, data) {
 		return kernels.Tensor{Shape: shape, Type: kind, Mem: kernels.Host(data)}
 	}
 	t := kernels.NewHost(kind, shape...)

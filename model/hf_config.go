@@ -163,10 +163,7 @@ func (f *fields) window(a Arch, fam family) int {
 	}
 	w := fam.window
 	if f.has("sliding_window") {
-		w = 0
-		if f.take("sliding_window") != nil {
-			w = f.size("sliding_window", 0)
-		}
+		w = f.count("sliding_window", 0)
 	}
 	first := 0 // layer with a window
 	if a.Family != "mistral" {
@@ -178,14 +175,6 @@ func (f *fields) window(a Arch, fam family) int {
 		return 0
 	}
 	return w
-}
-
-// count reads a number of things that may be 0.
-func (f *fields) count(key string, otherwise int) int {
-	if n, ok := f.take(key).(json.Number); ok && n.String() == "0" {
-		return 0
-	}
-	return f.size(key, otherwise)
 }
 
 // layersAre counts the layers that slide, which are those from first on if there is a window w, unless layer_types

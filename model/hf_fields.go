@@ -101,6 +101,18 @@ func (f *fields) number(key string, otherwise float64) float64 {
 	return otherwise
 }
 
+// count reads a number of things that may be 0 or missing.
+func (f *fields) count(key string, otherwise int) int {
+	v := f.take(key)
+	if v == nil {
+		return otherwise
+	}
+	if v == json.Number("0") {
+		return 0
+	}
+	return f.size(key, 1)
+}
+
 func (f *fields) flag(key string, otherwise bool) bool {
 	switch v := f.take(key).(type) {
 	case nil:
@@ -171,8 +183,12 @@ func (f *fields) tokens(key string, vocab int) []int32 {
 func (f *fields) rest(harmless func(key string) bool) {
 	for _, key := range slices.Sorted(maps.Keys(f.values)) {
 		if v := f.values[key]; !f.used[key] && !harmless(key) && !empty(v) {
+			shown := key
+			if !printable(key) {
+				shown = show(key)
+			}
 			f.fail("if it does not change what the model computes, remove it; else use another model",
-				"%s is %s, and what that means is not known here", key, show(v))
+				"%s is %s, and what that means is not known here", shown, show(v))
 		}
 	}
 }
