@@ -1,0 +1,281 @@
+package train
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"loratrain/checkpoints"
+	"loratrain/datasets"
+	"loratrain/kernels"
+	"loratrain/kernels/cpu"
+	"loratrain/model"
+	"loratrain/router"
+)
+
+var golden = flag.String("golden", "../testdata/golden", "folder of the golden files")
+
+// trajectory is an entry of traj.json, or smol.json.
+type trajectory struct {
+	Model       string
+	Granularity string
+	Experts     int
+	Rank        int
+	Shared      int
+	Alpha       float64
+	Balance     float64 `json:"balance_coefficient"`
+	LR          float64
+	Warmup      int
+	Clip        float64
+	Betas       [2]float64
+	Eps         float64
+	Decay       float64 `json:"weight_decay"`
+	Steps       []struct{ Total, CE, Balance, Norm float64 }
+
+	GradientNorms map[string]float64 `json:"first_step_gradient_norms"`
+}
+
+func (c trajectory) spec() model.AdapterSpec {
+	return model.AdapterSpec{
+		Granularity: router.Granularity(c.Granularity), Experts: c.Experts, Rank: c.Rank, Shared: c.Shared, Alpha: c.Alpha,
+		Targets: model.AllTargets(),
+	}
+}
+
+func (c trajectory) objective() Objective {
+	return Objective{Balance: c.Balance, AdamW: kernels.AdamW{
+		Beta1: c.Betas[0], Beta2: c.Betas[1], Eps: c.Eps, Decay: c.Decay, Clip: c.Clip,
+	}}
+}
+
+func (c trajectory) rate(step int) float64 {
+	if c.Warmup == 0 {
+		return c.LR
+	}
+	return c.LR * min(1, float64(step)/float64(c.Warmup))
+}
+
+func readJSON(t *testing.T, name string, v any) {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(*golden, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+}
+
+func openBackend(t testing.TB, o cpu.Options) kernels.Backend {
+	t.Helper()
+	b, err := cpu.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close() })
+	return b
+}
+
+func placeBase(t *testing.T, b kernels.Backend, path string, positions int) (*model.Base, *model.Placed) {
+	t.Helper()
+	base, err := model.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { base.Close() })
+	placed, err := model.Place(b, base.Arch, base.Weights, positions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return base, placed
+}
+
+func openTensors(t *testing.T, name string) *checkpoints.File {
+	t.Helper()
+	f, err := checkpoints.Open(filepath.Join(*golden, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// group is the tensors of a trajectory file whose names begin with prefix, in our file layout: PyTorch's B is (out, R).
+func group(t *testing.T, f *checkpoints.File, prefix string) []checkpoints.Tensor {
+	t.Helper()
+	var list []checkpoints.Tensor
+	for _, x := range f.Tensors() {
+		name, ok := strings.CutPrefix(x.Name, prefix)
+		if !ok {
+			continue
+		}
+		values, err := x.Float32s()
+		if err != nil {
+			t.Fatal(err)
+		}
+		shape := slices.Clone(x.Shape)
+		if strings.HasSuffix(name, "_B") {
+			values, shape = swapLast(values, shape)
+		}
+		list = append(list, checkpoints.Float32Tensor(name, shape, values))
+	}
+	return list
+}
+
+// swapLast transposes the last two dimensions.
+func swapLast(values []float32, shape []int) ([]float32, []int) {
+	n := len(shape)
+	rows, cols := shape[n-2], shape[n-1]
+	out := make([]float32, len(values))
+	for i, x := range values {
+		block, r, c := i/(rows*cols), i/cols%rows, i%cols
+		out[block*rows*cols+c*rows+r] = x
+	}
+	shape = slices.Clone(shape)
+	shape[n-2], shape[n-1] = cols, rows
+	return out, shape
+}
+
+// batchOf is step i of a trajectory file, whose batches hold no padding.
+func batchOf(t *testing.T, f *checkpoints.File, i int) datasets.Batch {
+	t.Helper()
+	row := func(name string) []int32 {
+		x, ok := f.Tensor(name)
+		if !ok {
+			t.Fatalf("no tensor %q", name)
+		}
+		n := x.Shape[1]
+		list := make([]int32, n)
+		for k := range list {
+			b := x.Data[4*(i*n+k):]
+			list[k] = int32(uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16 | uint32(b[3])<<24)
+		}
+		return list
+	}
+	b := datasets.Batch{IDs: row("ids"), Pos: row("pos"), Seq: row("seq"), Targets: row("target")}
+	b.Tokens = len(b.IDs)
+	b.PrefixFrom, b.PrefixTo = make([]int32, b.Tokens), make([]int32, b.Tokens)
+	for t := range b.IDs {
+		b.OwnFrom = append(b.OwnFrom, int32(t)-b.Pos[t])
+		if b.Targets[t] >= 0 {
+			b.TargetCount++
+		}
+	}
+	return b
+}
+
+// hostCopy is a buffer of the stepper in host memory.
+func hostCopy(b kernels.Backend, t kernels.Tensor) kernels.Tensor {
+	host := kernels.NewHost(t.Type, t.Shape...)
+	b.Read(host, t)
+	return host
+}
+
+// compareTensors names the first tensor that differs by more than tol of its largest value, or by more than floor.
+func compareTensors(t *testing.T, what string, got []checkpoints.Tensor, want []checkpoints.Tensor, tol float64) {
+	t.Helper()
+	byName := map[string]checkpoints.Tensor{}
+	for _, x := range want {
+		byName[x.Name] = x
+	}
+	if len(got) != len(want) {
+		t.Errorf("%s: %d tensors, golden has %d", what, len(got), len(want))
+	}
+	for _, g := range got {
+		w, ok := byName[g.Name]
+		if !ok {
+			t.Errorf("%s: golden has no %s", what, g.Name)
+			continue
+		}
+		gf, wf := float64s(g), float64s(w)
+		largest, worst, at := 0.0, 0.0, 0
+		for i := range wf {
+			largest = max(largest, math.Abs(wf[i]))
+			if d := math.Abs(gf[i] - wf[i]); d > worst || math.IsNaN(d) {
+				worst, at = d, i
+			}
+		}
+		if !(worst <= tol*largest) {
+			t.Errorf("%s of %s: element %d is %.9g, golden %.9g; largest value %.3g", what, g.Name, at, gf[at], wf[at], largest)
+		}
+	}
+}
+
+func float64s(t checkpoints.Tensor) []float64 {
+	list := make([]float64, t.Len())
+	for i := range list {
+		if t.Type == "F64" {
+			var bits uint64
+			for k := range 8 {
+				bits |= uint64(t.Data[8*i+k]) << (8 * k)
+			}
+			list[i] = math.Float64frombits(bits)
+			continue
+		}
+		var bits uint32
+		for k := range 4 {
+			bits |= uint32(t.Data[4*i+k]) << (8 * k)
+		}
+		list[i] = float64(math.Float32frombits(bits))
+	}
+	return list
+}
+
+func near(t *testing.T, what string, got, want, rel float64) {
+	t.Helper()
+	if !(math.Abs(got-want) <= rel*math.Abs(want)) {
+		t.Errorf("%s is %.12g, golden %.12g (relative difference %.2g)", what, got, want, math.Abs(got-want)/math.Abs(want))
+	}
+}
+
+// TestGoldenTrajectories trains a tiny Llama for ten steps with every granularity through Gorgonia's graph.
+func TestGoldenTrajectories(t *testing.T) {
+	var all map[string]trajectory
+	readJSON(t, "traj.json", &all)
+	for _, kind := range []string{"token", "block", "layer", "none", "shared"} {
+		for _, p := range []struct {
+			name                  string
+			options               cpu.Options
+			loss, grad, end, norm float64
+		}{
+			{"f64", cpu.Options{Float64: true}, 1e-9, 1e-6, 1e-6, 1e-9},
+			{"f32", cpu.Options{}, 1e-5, 1e-4, 5e-2, 1e-3},
+		} {
+			t.Run(kind+"/"+p.name, func(t *testing.T) {
+				c := all["traj-"+kind]
+				b := openBackend(t, p.options)
+				_, placed := placeBase(t, b, filepath.Join(*golden, c.Model), 64)
+				f := openTensors(t, "traj-"+kind+".safetensors")
+				bank := model.NewBank(placed.Arch, c.spec())
+				start := kernels.NewHost(b.Param(), bank.Size())
+				if err := bank.Load(start, group(t, f, "start.")); err != nil {
+					t.Fatal(err)
+				}
+				s, err := NewStepper(placed, bank, start, c.objective())
+				if err != nil {
+					t.Fatal(err)
+				}
+				for i, want := range c.Steps {
+					r, err := s.Step([]datasets.Batch{batchOf(t, f, i)}, i+1, c.rate(i+1))
+					if err != nil {
+						t.Fatal(err)
+					}
+					if i == 0 {
+						compareTensors(t, "gradient", bank.Tensors(hostCopy(b, s.grads)), group(t, f, "grad."), p.grad)
+					}
+					near(t, fmt.Sprintf("step %d: total", i), r.Loss, want.Total, p.loss)
+					near(t, fmt.Sprintf("step %d: cross-entropy", i), r.CE, want.CE, p.loss)
+					near(t, fmt.Sprintf("step %d: balance", i), r.Balance, want.Balance, p.loss)
+					near(t, fmt.Sprintf("step %d: gradient norm", i), r.Norm, want.Norm, p.norm)
+				}
+				compareTensors(t, "end value", bank.Tensors(hostCopy(b, s.Params)), group(t, f, "end."), p.end)
+			})
+		}
+	}
+}

@@ -1,0 +1,275 @@
+package train
+
+import (
+	"bufio"
+	"compress/gzip"
+	"encoding/json"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"loratrain/checkpoints"
+	"loratrain/datasets"
+	"loratrain/internal/graph"
+	"loratrain/kernels"
+	"loratrain/kernels/cpu"
+	"loratrain/model"
+	"loratrain/router"
+)
+
+// smolPath is SmolLM2's GGUF, for the tests that need a real model.
+func smolPath(t testing.TB) string {
+	t.Helper()
+	path := os.Getenv("LORA_SMOLLM2")
+	if path == "" {
+		t.Skip("LORA_SMOLLM2 does not name SmolLM2-135M-Instruct.Q4_1.gguf; .ci/run fetches it and sets the variable")
+	}
+	return path
+}
+
+// hashed makes the tensor of golden's reference.hashed: element i is scale·(2u-1), u the upper 24 bits of splitmix64 of
+// fnv1a64(name) + i.
+func hashed(name string, shape []int, scale float64) checkpoints.Tensor {
+	h := uint64(14695981039346656037)
+	for _, c := range []byte(name) {
+		h = (h ^ uint64(c)) * 1099511628211
+	}
+	values := make([]float32, kernels.Len(shape...))
+	for i := range values {
+		z := h + uint64(i) + 0x9e3779b97f4a7c15
+		z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
+		z = (z ^ z>>27) * 0x94d049bb133111eb
+		z ^= z >> 31
+		values[i] = float32(scale * (2*float64(z>>40)/(1<<24) - 1))
+	}
+	return checkpoints.Float32Tensor(name, shape, values)
+}
+
+// hashedStart is the adapter that smol.json's steps begin with, in our file layout.
+func hashedStart(a model.Arch, spec model.AdapterSpec) []checkpoints.Tensor {
+	var list []checkpoints.Tensor
+	e, r := spec.Experts, spec.Rank
+	for l := range a.Layers {
+		for _, t := range spec.Targets {
+			in, out := a.Shape(t)
+			m := model.Module(l, t)
+			list = append(list, hashed(m+".lora_A", []int{e, r, in}, 1/math.Sqrt(float64(in))))
+			b := hashed(m+".lora_B", []int{e, out, r}, 0.02)
+			values, _ := b.Float32s()
+			values, shape := swapLast(values, b.Shape)
+			list = append(list, checkpoints.Float32Tensor(b.Name, shape, values))
+		}
+	}
+	return append(list, hashed("model.router", []int{e, a.Width}, 0.1))
+}
+
+// TestGoldenSmolSteps is five token-wise steps of SmolLM2-135M in float32.
+func TestGoldenSmolSteps(t *testing.T) {
+	path := smolPath(t)
+	var c trajectory
+	readJSON(t, "smol.json", &c)
+	c.Granularity = string(router.Token)
+	b := openBackend(t, cpu.Options{})
+	_, placed := placeBase(t, b, path, 256)
+	f := openTensors(t, "smol.safetensors")
+	bank := model.NewBank(placed.Arch, c.spec())
+	start := kernels.NewHost(b.Param(), bank.Size())
+	if err := bank.Load(start, hashedStart(placed.Arch, c.spec())); err != nil {
+		t.Fatal(err)
+	}
+	s, err := NewStepper(placed, bank, start, c.objective())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range c.Steps {
+		r, err := s.Step([]datasets.Batch{batchOf(t, f, i)}, i+1, c.rate(i+1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		near(t, fmt.Sprintf("step %d: total", i), r.Loss, want.Total, 1e-4/want.Total)
+		near(t, fmt.Sprintf("step %d: cross-entropy", i), r.CE, want.CE, 1e-4/want.CE)
+		near(t, fmt.Sprintf("step %d: balance", i), r.Balance, want.Balance, 1e-4)
+		near(t, fmt.Sprintf("step %d: gradient norm", i), r.Norm, want.Norm, 1e-3)
+		if i > 0 {
+			continue
+		}
+		grads := bank.Tensors(hostCopy(b, s.grads))
+		if len(grads) != len(c.GradientNorms) {
+			t.Errorf("%d gradients, golden has %d", len(grads), len(c.GradientNorms))
+		}
+		var some []checkpoints.Tensor
+		for _, g := range grads {
+			norm := 0.0
+			for _, x := range float64s(g) {
+				norm += x * x
+			}
+			near(t, "gradient norm of "+g.Name, math.Sqrt(norm), c.GradientNorms[g.Name], 1e-3)
+			if _, ok := f.Tensor("grad." + g.Name); ok {
+				some = append(some, g)
+			}
+		}
+		compareTensors(t, "gradient", some, group(t, f, "grad."), 1e-4)
+	}
+}
+
+// TestGoldenSmolLogits is the logits of three prompts.
+func TestGoldenSmolLogits(t *testing.T) {
+	path := smolPath(t)
+	var c struct{ Prompts int }
+	readJSON(t, "smol.json", &c)
+	b := openBackend(t, cpu.Options{})
+	_, placed := placeBase(t, b, path, 256)
+	f := openTensors(t, "smol.safetensors")
+	x := graph.NewImmediate(b)
+	values := placed.Bind(x)
+	for p := range c.Prompts {
+		name := fmt.Sprintf("prompt%d", p)
+		ids := int32s(t, f, name+".ids")
+		n := len(ids)
+		var logits []float32
+		err := graph.Catch(b, func() {
+			batch := datasets.Batch{IDs: ids, Pos: make([]int32, n), Seq: make([]int32, n), PrefixFrom: make([]int32, n), PrefixTo: make([]int32, n), OwnFrom: make([]int32, n)}
+			for i := range ids {
+				batch.Pos[i] = int32(i)
+			}
+			h := model.Hidden(x, values, nil, model.Inputs{
+				IDs: x.Ints(ids, n), Pos: x.Ints(batch.Pos, n), Spans: x.Ints(spans(placed.Arch, batch), n, 4),
+			})
+			l := graph.Linear(x, h, values.Head, graph.V{})
+			host := kernels.NewHost(kernels.F32, l.Shape...)
+			b.Read(host, l.Tensor())
+			logits = kernels.Slice[float32](host)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		vocab := placed.Arch.Vocab
+		last, argmaxes, next := floats(t, f, name+".last_logits"), int32s(t, f, name+".argmax"), floats(t, f, name+".logprob_next")
+		for v, want := range last {
+			if got := logits[(n-1)*vocab+v]; !(math.Abs(float64(got-want)) <= 1e-3) {
+				t.Fatalf("%s: last logit %d is %.7g, golden %.7g", name, v, got, want)
+			}
+		}
+		for i := range ids {
+			row := make([]float64, vocab)
+			for v := range row {
+				row[v] = float64(logits[i*vocab+v])
+			}
+			if got, want := argmax(row), int(argmaxes[i]); got != want && row[got]-row[want] > 1e-3 {
+				t.Errorf("%s: token %d is followed by %d, golden %d", name, i, got, want)
+			}
+			if i+1 == n {
+				continue
+			}
+			z, largest := 0.0, row[argmax(row)]
+			for _, l := range row {
+				z += math.Exp(l - largest)
+			}
+			lp := row[ids[i+1]] - largest - math.Log(z)
+			if !(math.Abs(lp-float64(next[i])) <= 1e-3) {
+				t.Errorf("%s: log-probability after token %d is %.6g, golden %.6g", name, i, lp, next[i])
+			}
+		}
+	}
+}
+
+func int32s(t *testing.T, f *checkpoints.File, name string) []int32 {
+	t.Helper()
+	x, ok := f.Tensor(name)
+	if !ok {
+		t.Fatalf("no tensor %q", name)
+	}
+	list := make([]int32, x.Len())
+	for i := range list {
+		b := x.Data[4*i:]
+		list[i] = int32(uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16 | uint32(b[3])<<24)
+	}
+	return list
+}
+
+func floats(t *testing.T, f *checkpoints.File, name string) []float32 {
+	t.Helper()
+	x, ok := f.Tensor(name)
+	if !ok {
+		t.Fatalf("no tensor %q", name)
+	}
+	list, err := x.Float32s()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+// TestGoldenArcEasy evaluates the base on ARC-Easy's test split item by item. LORA_BENCHMARKS names the folder that holds the
+// benchmark files.
+func TestGoldenArcEasy(t *testing.T) {
+	path := smolPath(t)
+	dir := os.Getenv("LORA_BENCHMARKS")
+	if dir == "" {
+		t.Skip("LORA_BENCHMARKS does not name the folder with ARC-Easy/test.json; .ci/run sets it")
+	}
+	task, err := datasets.Catalog{Dir: dir}.Load("arc_easy", datasets.Test)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := goldenItems(t)
+	if len(want) != len(task.Items) {
+		t.Fatalf("%d items, golden has %d", len(task.Items), len(want))
+	}
+	b := openBackend(t, cpu.Options{})
+	base, placed := placeBase(t, b, path, 512)
+	e := NewEvaluator(placed, datasets.Encoder{Tokenizer: base.Tokenizer, Template: datasets.Cloze, EOS: -1, MaxLength: 512}, 1024)
+	defer e.Close()
+	score, err := e.Evaluate(t.Context(), task, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	same, acc, accNorm := 0, 0.0, 0.0
+	for i, r := range score.Results {
+		acc += share(want[i].Prediction == want[i].Gold, len(want))
+		accNorm += share(want[i].PredictionNorm == want[i].Gold, len(want))
+		if r.Gold != want[i].Gold {
+			t.Errorf("item %d: gold option %d, golden %d", i, r.Gold, want[i].Gold)
+		}
+		if r.Prediction == want[i].Prediction && r.PredictionNorm == want[i].PredictionNorm {
+			same++
+		}
+		for o, ll := range want[i].LogLikelihood {
+			if !(math.Abs(r.LogLikelihood[o]-ll) <= 1e-2) {
+				t.Errorf("item %d, option %d: log-likelihood %.4f, golden %.4f", i, o, r.LogLikelihood[o], ll)
+			}
+		}
+	}
+	if got := float64(same) / float64(len(want)); got < 0.995 {
+		t.Errorf("same predictions on %.2f %% of the items, at least 99.5 are wanted", 100*got)
+	}
+	if math.Abs(score.Acc-acc) > 0.005 || math.Abs(score.AccNorm-accNorm) > 0.005 {
+		t.Errorf("acc %.4f, acc_norm %.4f; golden %.4f, %.4f", score.Acc, score.AccNorm, acc, accNorm)
+	}
+	t.Logf("same predictions on %d of %d items; acc %.4f, acc_norm %.4f", same, len(want), score.Acc, score.AccNorm)
+}
+
+func goldenItems(t *testing.T) []ItemResult {
+	t.Helper()
+	f, err := os.Open(filepath.Join(*golden, "smol-arc-easy.jsonl.gz"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var items []ItemResult
+	for lines := bufio.NewScanner(z); lines.Scan(); {
+		var r ItemResult
+		if err := json.NewDecoder(strings.NewReader(lines.Text())).Decode(&r); err != nil {
+			t.Fatalf("line %d: %v", len(items)+1, err)
+		}
+		items = append(items, r)
+	}
+	return items
+}
