@@ -29,7 +29,7 @@ var mayImport = map[string][]string{
 	"router":              {"internal/graph", "kernels"},
 	"kernels":             {},
 	"kernels/cpu":         {"kernels"},
-	"kernels/kernelstest": {"kernels"},
+	"kernels/kernelstest": {"kernels", "internal/gradcheck"},
 	"checkpoints":         {},
 	"internal/graph":      {"kernels"},
 	"internal/gradcheck":  {},

@@ -143,6 +143,20 @@ func TestNewHostIsZeroAndAligned(t *testing.T) {
 	Slice[float64](NewHost(F64, 3))[2] = 1
 }
 
+func TestAligned(t *testing.T) {
+	bytes := NewHost(F64, 2).Mem.(Host) // begins at a multiple of 8
+	for _, typ := range []Type{F32, F64, BF16, I32} {
+		for from := range 9 {
+			if got, want := Aligned(typ, bytes[from:]), from%typ.Size() == 0; got != want {
+				t.Errorf("Aligned(%v) is %v at byte %d", typ, got, from)
+			}
+		}
+		if !Aligned(typ, nil) || !Aligned(typ, bytes[3:3]) {
+			t.Errorf("nothing is not aligned for %v", typ)
+		}
+	}
+}
+
 func TestTensorPanics(t *testing.T) {
 	x := NewHost(F32, 3, 4)
 	bytes := NewHost(BF16, 8).Mem.(Host)

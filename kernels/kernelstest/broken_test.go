@@ -1,0 +1,105 @@
+package kernelstest
+
+import (
+	"fmt"
+	"math"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"loratrain/kernels"
+)
+
+// flaw is a mistake that a backend may have, and what the suite says to it.
+type flaw struct {
+	name    string
+	test    string // the suite's subtest that must fail
+	says    string // in one of its failures
+	backend func(n naive) kernels.Backend
+}
+
+// imprecise are flaws that only a narrow tolerance can show.
+var imprecise = map[string]kernels.Type{
+	"Linear multiplies in float32": kernels.F64,
+	"Linear multiplies in tf32":    kernels.F32,
+	"Route rounds its weight":      kernels.BF16,
+}
+
+// floats is the types of a backend that show f: those with the narrowest tolerances and with the widest.
+func (f flaw) floats() []kernels.Type {
+	if only, ok := imprecise[f.name]; ok {
+		return []kernels.Type{only}
+	}
+	return []kernels.Type{kernels.F64, kernels.BF16}
+}
+
+// flaws lie in the files flaws_*_test.go, each beside the backend that has it.
+var flaws = slices.Concat(layerFlaws, attentionFlaws, routingFlaws, otherFlaws)
+
+// flawName is the variable that tells a second run of this test binary which flaw its backend has.
+const flawName = "KERNELSTEST_FLAW"
+
+// TestFlawedBackend is what TestSuiteFindsFlaws runs in processes of their own; without the variable it is idle.
+func TestFlawedBackend(t *testing.T) {
+	name, float, _ := strings.Cut(os.Getenv(flawName), "/")
+	if name == "" {
+		t.Skip("for TestSuiteFindsFlaws")
+	}
+	n := naives[slices.IndexFunc(naives, func(n naive) bool { return n.float.String() == float })]
+	i := slices.IndexFunc(flaws, func(f flaw) bool { return f.name == name })
+	Run(t, func(testing.TB) kernels.Backend { return flaws[i].backend(n) })
+}
+
+// TestSuiteFindsFlaws proves that the suite can fail.
+func TestSuiteFindsFlaws(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range flaws {
+		for _, float := range f.floats() {
+			t.Run(fmt.Sprintf("%s/%v", f.name, float), func(t *testing.T) {
+				t.Parallel()
+				cmd := exec.Command(self, "-rapid.nofailfile", "-test.run", "^TestFlawedBackend$/^"+f.test+"$")
+				cmd.Env = append(os.Environ(), flawName+"="+f.name+"/"+float.String())
+				out, err := cmd.CombinedOutput()
+				if err == nil {
+					t.Fatal("the suite finds nothing")
+				}
+				if !strings.Contains(string(out), "--- FAIL: TestFlawedBackend/"+f.test) {
+					t.Errorf("no failure of %s in:\n%s", f.test, out)
+				}
+				if !regexp.MustCompile(f.says).Match(out) {
+					t.Errorf("failures do not say %q:\n%s", f.says, out)
+				}
+			})
+		}
+	}
+}
+
+// edit changes the elements of a host tensor.
+func edit(t kernels.Tensor, f func(i int, v float64) float64) {
+	values := decode(t)
+	for i := range values {
+		values[i] = f(i, values[i])
+	}
+	copy(hostBytes(t), hostBytes(encode(values, t.Type)))
+}
+
+// changed is a copy of t with other elements.
+func changed(t kernels.Tensor, f func(i int, v float64) float64) kernels.Tensor {
+	c := kernels.NewHost(t.Type, t.Shape...)
+	copy(hostBytes(c), hostBytes(t))
+	edit(c, f)
+	return c
+}
+
+func finite(_ int, v float64) float64 {
+	if math.IsNaN(v) {
+		return 0
+	}
+	return v
+}

@@ -1,0 +1,178 @@
+package kernelstest
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"loratrain/kernels"
+)
+
+// expertsCase is tokens with n experts each.
+type expertsCase struct {
+	name               string
+	tokens, width, out int
+	experts, rank, n   int
+	spread             spread
+	typ                kernels.Type
+	repeated, none     bool // ids: all the same; weights: all zero
+}
+
+func testExperts(t *testing.T, b kernels.Backend) {
+	f := b.Float()
+	cases := []expertsCase{
+		{name: "smallest", tokens: 1, width: 1, out: 1, experts: 2, rank: 1, n: 2, spread: normal, typ: f},
+		{name: "one token", tokens: 1, width: 65, out: 33, experts: 8, rank: 8, n: 2, spread: normal, typ: f},
+		{name: "odd sizes", tokens: 7, width: 33, out: 129, experts: 5, rank: 3, n: 2, spread: normal, typ: f},
+		{name: "one of them", tokens: 3, width: 33, out: 17, experts: 4, rank: 4, n: 1, spread: normal, typ: f},
+		{name: "three of them", tokens: 3, width: 33, out: 17, experts: 4, rank: 4, n: 3, spread: normal, typ: f},
+		{name: "an expert twice", tokens: 5, width: 9, out: 17, experts: 4, rank: 4, n: 2, spread: normal, typ: f, repeated: true},
+		{name: "no weight", tokens: 5, width: 9, out: 17, experts: 4, rank: 4, n: 2, spread: normal, typ: f, none: true},
+		{name: "outliers", tokens: 33, width: 65, out: 33, experts: 8, rank: 16, n: 2, spread: outliers, typ: f},
+		{name: "wide", tokens: 2, width: 257, out: 259, experts: 3, rank: 5, n: 2, spread: normal, typ: f},
+	}
+	for _, typ := range frozen {
+		cases = append(cases, expertsCase{name: fmt.Sprintf("of %v", typ), tokens: 3, width: 33, out: 17, experts: 4, rank: 4, n: 2, spread: normal, typ: typ})
+	}
+	for _, n := range cases {
+		t.Run(n.name, func(t *testing.T) {
+			c := newCall(t, b)
+			op, check := n.call(c)
+			c.run(op)
+			check()
+		})
+	}
+	t.Run("contradictions", func(t *testing.T) {
+		c := newCall(t, b)
+		op, _ := expertsCase{tokens: 2, width: 3, out: 5, experts: 4, rank: 3, n: 2, spread: normal, typ: f}.call(c)
+		c.contradict(op)
+	})
+}
+
+func (n expertsCase) call(c *call) (op, check func()) {
+	b := c.b
+	x := c.in("x", b.Float(), n.spread.make(c.rand, n.tokens*n.width), n.tokens, n.width)
+	down := c.weight("a", n.typ, c.normal(n.experts*n.rank*n.width), n.experts, n.rank, n.width)
+	up := c.weight("b", n.typ, c.normal(n.experts*n.rank*n.out), n.experts, n.rank, n.out)
+	ids, weights := c.integers(n.tokens*n.n, n.experts), c.normal(n.tokens*n.n)
+	for i := range ids {
+		if n.repeated {
+			ids[i] = int32(n.experts - 1)
+		}
+		if n.none {
+			weights[i] = 0
+		}
+	}
+	id, w := c.ids("ids", ids, n.tokens, n.n), c.in("weights", b.Param(), weights, n.tokens, n.n)
+	y := c.adds("y", b.Float(), c.normal(n.tokens*n.out), n.tokens, n.out)
+	op = func() {
+		b.Experts(y.tensor(), x.tensor(), down.tensor(), up.tensor(), id.tensor(), w.tensor(), 1.5)
+	}
+	return op, func() {
+		c.want(y, experts(y.matrix(), x.matrix(), down.matrix(), up.matrix(), n.rank, ids, w.matrix(), 1.5))
+	}
+}
+
+func testMerge(t *testing.T, b kernels.Backend) {
+	shapes := [][2]int{{33, 17}, {1, 1}, {65, 129}, {7, 1025}}
+	for _, row := range []struct {
+		name          string
+		src, typ      kernels.Type
+		experts, rank int
+		ids           []int32
+		weights       []float64
+		layers        int
+	}{
+		{"one layer", b.Float(), b.Float(), 4, 3, []int32{2, 0}, []float64{0.75, 0.25}, 1},
+		{"layers of several shapes", b.Float(), b.Float(), 8, 8, []int32{7, 3}, []float64{0.75, 0.25}, 4},
+		{"an expert twice", b.Float(), b.Float(), 4, 3, []int32{1, 1}, []float64{0.5, 0.5}, 2},
+		{"gate underflows", b.Float(), b.Float(), 4, 3, []int32{1, 2}, []float64{1, 0}, 2},
+		{"one expert", b.Float(), b.Float(), 1, 5, []int32{0}, []float64{1}, 2},
+		{"three experts", b.Float(), b.Float(), 4, 2, []int32{3, 0, 1}, []float64{0.5, 0.3, 0.2}, 2},
+		{"from f32 with bf16", kernels.F32, kernels.BF16, 4, 3, []int32{2, 0}, []float64{0.75, 0.25}, 2},
+		{"from bf16 with f32", kernels.BF16, kernels.F32, 4, 3, []int32{2, 0}, []float64{0.75, 0.25}, 2},
+		{"from f64 with f64", kernels.F64, kernels.F64, 4, 3, []int32{2, 0}, []float64{0.75, 0.25}, 2},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			c := newCall(t, b)
+			m := merging{c: c, experts: row.experts, rank: row.rank, src: row.src, typ: row.typ}
+			for _, shape := range shapes[:row.layers] {
+				m.add(shape[0], shape[1])
+			}
+			id, w := c.ids("ids", row.ids, len(row.ids)), c.in("weights", b.Param(), row.weights, len(row.weights))
+			c.run(func() { b.Merge(m.layers(), id.tensor(), w.tensor(), 2) })
+			m.check(row.ids, w.matrix().row(0), 2)
+		})
+	}
+	t.Run("contradictions", func(t *testing.T) {
+		c := newCall(t, b)
+		m := merging{c: c, experts: 3, rank: 2, src: b.Float(), typ: b.Float()}
+		m.add(5, 3)
+		id, w := c.ids("ids", []int32{0, 2}, 2), c.in("weights", b.Param(), []float64{1, 1}, 2)
+		c.contradict(func() { b.Merge(m.layers(), id.tensor(), w.tensor(), 2) })
+	})
+}
+
+// merging is the operands of a Merge: four for each layer.
+type merging struct {
+	c               *call
+	experts, rank   int
+	src, typ        kernels.Type
+	dst, from, a, b []*operand
+}
+
+func (m *merging) add(out, width int) {
+	c, layer := m.c, len(m.dst)
+	named := func(name string) string { return fmt.Sprintf("layers[%d].%s", layer, name) }
+	m.dst = append(m.dst, c.out(named("Dst"), c.b.Float(), out, width))
+	m.from = append(m.from, c.weight(named("Src"), m.src, c.normal(out*width), out, width))
+	m.a = append(m.a, c.weight(named("A"), m.typ, c.normal(m.experts*m.rank*width), m.experts, m.rank, width))
+	m.b = append(m.b, c.weight(named("B"), m.typ, c.normal(m.experts*m.rank*out), m.experts, m.rank, out))
+}
+
+func (m *merging) layers() []kernels.Merge {
+	var layers []kernels.Merge
+	for i := range m.dst {
+		layers = append(layers, kernels.Merge{Dst: m.dst[i].tensor(), Src: m.from[i].tensor(), A: m.a[i].tensor(), B: m.b[i].tensor()})
+	}
+	return layers
+}
+
+func (m *merging) check(ids []int32, weights []number, scale float64) {
+	m.c.t.Helper()
+	for i := range m.dst {
+		m.c.want(m.dst[i], merge(m.from[i].matrix(), m.a[i].matrix(), m.b[i].matrix(), m.rank, ids, weights, scale))
+	}
+}
+
+func testAppend(t *testing.T, b kernels.Backend) {
+	for _, row := range []struct {
+		name       string
+		rows, cols int
+		at         []int32
+	}{
+		{"one token", 7, 33, []int32{3}},
+		{"out of order", 7, 5, []int32{6, 0, 3}},
+		{"padding stays out", 7, 5, []int32{-1, 2, -100, 6, -1}},
+		{"padding only", 3, 5, []int32{-1, -1}},
+		{"cache of one", 1, 1, []int32{0}},
+		{"all rows", 3, 65, []int32{2, 1, 0}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			c := newCall(t, b)
+			n := len(row.at)
+			x, at := c.in("x", b.Float(), outliers.make(c.rand, n*row.cols), n, row.cols), c.ids("at", row.at, n)
+			cache := c.adds("cache", b.Float(), c.normal(row.rows*row.cols), row.rows, row.cols)
+			c.run(func() { b.Append(cache.tensor(), x.tensor(), at.tensor()) })
+			want := appendRows(cache.matrix(), x.matrix(), row.at).values()
+			if got := cache.got(); !slices.Equal(got, want) {
+				t.Errorf("cache is %v, want %v", got, want)
+			}
+		})
+	}
+	t.Run("contradictions", func(t *testing.T) {
+		c := newCall(t, b)
+		x, at, cache := c.in("x", b.Float(), c.normal(6), 2, 3), c.ids("at", []int32{1, 0}, 2), c.adds("cache", b.Float(), c.normal(12), 4, 3)
+		c.contradict(func() { b.Append(cache.tensor(), x.tensor(), at.tensor()) })
+	})
+}

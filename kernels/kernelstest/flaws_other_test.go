@@ -1,0 +1,166 @@
+package kernelstest
+
+import (
+	"math"
+	"unsafe"
+
+	"loratrain/kernels"
+)
+
+var otherFlaws = []flaw{
+	{"Alloc gives used memory", "Storage", `Alloc: element 0 is`, func(n naive) kernels.Backend { return dirty{n} }},
+	{"Alloc panics", "Storage", `too_much_memory`, func(n naive) kernels.Backend { return greedyAlloc{n} }},
+	{"Zero clears too much", "Storage", `Zero of a part`, func(n naive) kernels.Backend { return clearsMore{n} }},
+	{"Norm forgets the last", "Norm", `norm\[0\]`, func(n naive) kernels.Backend { return shortNorm{n} }},
+	{"Step counts from zero", "Step", `first_step(?s:.*)p is`, func(n naive) kernels.Backend { return fromZero{n} }},
+	{"Step couples decay", "Step", `decay_is_decoupled`, func(n naive) kernels.Backend { return coupled{n} }},
+	{"Step always clips", "Step", `short_enough(?s:.*)m is`, func(n naive) kernels.Backend { return alwaysClips{n} }},
+	{"Step scales the gradient in place", "Step", `g\[0\]: an input was modified`, func(n naive) kernels.Backend { return scalesGradient{n} }},
+	{"Experts overwrites", "Experts", `y\[`, func(n naive) kernels.Backend { return overwritesY{n} }},
+	{"Experts takes the first alone", "Experts", `y\[`, func(n naive) kernels.Backend { return firstExpert{n} }},
+	{"Merge takes one layer", "Merge", `layers\[1\]\.Dst\[0 0\] is NaN`, func(n naive) kernels.Backend { return oneLayer{n} }},
+	{"Append puts padding in row 0", "Append", `padding_stays_out`, func(n naive) kernels.Backend { return appendsPadding{n} }},
+	{"Sample takes the last of equals", "Sample", `greedy_tie_goes_low`, func(n naive) kernels.Backend { return lastOfEquals{n} }},
+	{"Sample drops what reaches top-p", "Sample", `top-p_takes_the_one_that_reaches_it`, func(n naive) kernels.Backend { return dropsReaching{n} }},
+	{"Sample ignores top-k", "Sample", `top-k_of_one`, func(n naive) kernels.Backend { return ignoresTopK{n} }},
+	{"Sample multiplies by the temperature", "Sample", `hot|cold`, func(n naive) kernels.Backend { return multiplies{n} }},
+}
+
+// beyond is the bytes of one element behind the end of a view, which its memory is not to give.
+func beyond(t kernels.Tensor) []byte {
+	mem := hostBytes(t)
+	return unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(unsafe.SliceData(mem)), len(mem))), t.Type.Size())
+}
+
+type dirty struct{ naive }
+
+func (b dirty) Alloc(t kernels.Type, shape ...int) (kernels.Tensor, error) {
+	x, err := b.naive.Alloc(t, shape...)
+	if err == nil {
+		edit(x, func(int, float64) float64 { return 1 })
+	}
+	return x, err
+}
+
+type greedyAlloc struct{ naive }
+
+func (b greedyAlloc) Alloc(t kernels.Type, shape ...int) (kernels.Tensor, error) {
+	return kernels.NewHost(t, shape...), nil
+}
+
+type clearsMore struct{ naive }
+
+func (b clearsMore) Zero(t kernels.Tensor) {
+	b.naive.Zero(t)
+	if n := len(t.Shape); n == 1 && t.Len()%2 == 1 && t.Len() > 1 && t.Len() < 4000 {
+		clear(beyond(t))
+	}
+}
+
+type shortNorm struct{ naive }
+
+func (b shortNorm) Norm(y, g kernels.Tensor) { b.naive.Norm(y, g.View(0, max(1, g.Len()-1))) }
+
+type fromZero struct{ naive }
+
+func (b fromZero) Step(p, g, m, v, norm, hyper kernels.Tensor, c kernels.AdamW) {
+	later := changed(hyper, func(i int, v float64) float64 { return v + float64(i) })
+	b.naive.Step(p, g, m, v, norm, later, c)
+}
+
+type coupled struct{ naive }
+
+func (b coupled) Step(p, g, m, v, norm, hyper kernels.Tensor, c kernels.AdamW) {
+	ps := decode(p)
+	decayed := changed(g, func(i int, v float64) float64 { return v + c.Decay*ps[i] })
+	c.Decay = 0
+	b.naive.Step(p, decayed, m, v, norm, hyper, c)
+}
+
+type alwaysClips struct{ naive }
+
+func (b alwaysClips) Step(p, g, m, v, norm, hyper kernels.Tensor, c kernels.AdamW) {
+	if c.Clip > 0 {
+		length := decode(norm)[0]
+		g = changed(g, func(_ int, v float64) float64 { return v * c.Clip / (length + 1e-6) })
+		c.Clip = 0
+	}
+	b.naive.Step(p, g, m, v, norm, hyper, c)
+}
+
+type scalesGradient struct{ naive }
+
+func (b scalesGradient) Step(p, g, m, v, norm, hyper kernels.Tensor, c kernels.AdamW) {
+	b.naive.Step(p, g, m, v, norm, hyper, c)
+	edit(g, func(_ int, v float64) float64 { return v / 2 })
+}
+
+type overwritesY struct{ naive }
+
+func (b overwritesY) Experts(y, x, a, up, ids, weights kernels.Tensor, scale float64) {
+	b.Zero(y)
+	b.naive.Experts(y, x, a, up, ids, weights, scale)
+}
+
+type firstExpert struct{ naive }
+
+func (b firstExpert) Experts(y, x, a, up, ids, weights kernels.Tensor, scale float64) {
+	n := weights.Shape[1]
+	first := changed(weights, func(i int, v float64) float64 {
+		if i%n > 0 {
+			return 0
+		}
+		return v
+	})
+	b.naive.Experts(y, x, a, up, ids, first, scale)
+}
+
+type oneLayer struct{ naive }
+
+func (b oneLayer) Merge(layers []kernels.Merge, ids, weights kernels.Tensor, scale float64) {
+	b.naive.Merge(layers[:1], ids, weights, scale)
+}
+
+type appendsPadding struct{ naive }
+
+func (b appendsPadding) Append(cache, x, at kernels.Tensor) {
+	b.naive.Append(cache, x, everybody(at))
+}
+
+type lastOfEquals struct{ naive }
+
+func (b lastOfEquals) Sample(ids, logits, u kernels.Tensor, rule kernels.Sampling) {
+	if rule.Temperature > 0 {
+		b.naive.Sample(ids, logits, u, rule)
+		return
+	}
+	b.naive.Sample(ids, reversed(logits), u, rule)
+	edit(ids, func(_ int, v float64) float64 { return float64(logits.Shape[1]-1) - v })
+}
+
+type dropsReaching struct{ naive }
+
+func (b dropsReaching) Sample(ids, logits, u kernels.Tensor, rule kernels.Sampling) {
+	if rule.TopP > 0 && rule.TopP < 1 {
+		row := matrix{1, logits.Shape[1], load(logits, b.float).row(0)}.values()
+		rule.TopK = max(1, len(choices(row, rule))-1)
+		rule.TopP = 0
+	}
+	b.naive.Sample(ids, logits, u, rule)
+}
+
+type ignoresTopK struct{ naive }
+
+func (b ignoresTopK) Sample(ids, logits, u kernels.Tensor, rule kernels.Sampling) {
+	rule.TopK = 0
+	b.naive.Sample(ids, logits, u, rule)
+}
+
+type multiplies struct{ naive }
+
+func (b multiplies) Sample(ids, logits, u kernels.Tensor, rule kernels.Sampling) {
+	if rule.Temperature > 0 {
+		rule.Temperature = math.Min(1/rule.Temperature, math.MaxFloat64)
+	}
+	b.naive.Sample(ids, logits, u, rule)
+}

@@ -1,0 +1,67 @@
+package kernelstest
+
+import (
+	"testing"
+
+	"loratrain/kernels"
+)
+
+// tests is the suite: one subtest for each operation.
+var tests = []struct {
+	name string
+	run  func(t *testing.T, b kernels.Backend)
+}{
+	{"Storage", testStorage},
+
+	{"Embed", testEmbed},
+	{"RMSNorm", testRMSNorm},
+	{"Linear", testLinear},
+	{"SwitchLinear", testSwitchLinear},
+	{"Rotary", testRotary},
+	{"Attention", testAttention},
+	{"SwiGLU", testSwiGLU},
+	{"Sum", testSum},
+	{"Scale", testScale},
+	{"Dropout", testDropout},
+	{"Route", testRoute},
+	{"Gate", testGate},
+	{"Balance", testBalance},
+	{"CrossEntropy", testCrossEntropy},
+	{"LogProb", testLogProb},
+
+	{"RMSNormGrad", testRMSNormGrad},
+	{"LinearGrad", testLinearGrad},
+	{"SwitchGradHidden", testSwitchGradHidden},
+	{"SwitchGradInput", testSwitchGradInput},
+	{"SwitchGradA", testSwitchGradA},
+	{"SwitchGradB", testSwitchGradB},
+	{"AttentionGrad", testAttentionGrad},
+	{"SwiGLUGrad", testSwiGLUGrad},
+	{"RouteGradInput", testRouteGradInput},
+	{"RouteGradWeight", testRouteGradWeight},
+	{"GateGrad", testGateGrad},
+	{"BalanceGrad", testBalanceGrad},
+	{"Differences", testDifferences},
+
+	{"Norm", testNorm},
+	{"Step", testStep},
+
+	{"Top2", testTop2},
+	{"Experts", testExperts},
+	{"Merge", testMerge},
+	{"Append", testAppend},
+	{"Sample", testSample},
+}
+
+// Run tests the backend that open makes, and closes it.
+func Run(t *testing.T, open func(t testing.TB) kernels.Backend) {
+	b := open(t)
+	t.Cleanup(func() {
+		if err := b.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	})
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) { test.run(t, b) })
+	}
+}
