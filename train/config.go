@@ -97,7 +97,7 @@ func Default() Config {
 			Targets: targetNames(),
 		},
 		Train: OptimConfig{
-			Epochs: 1, Batch: 32, MicroTokens: 2048, LR: 1e-3, WarmupRatio: 0.1, Schedule: ScheduleLinear,
+			Epochs: 1, Batch: 32, MicroTokens: 1024, LR: 1e-3, WarmupRatio: 0.1, Schedule: ScheduleLinear,
 			Clip: 1, Beta1: 0.9, Beta2: 0.999, Eps: 1e-8, SaveEvery: 50, Metric: auto,
 		},
 		Eval:    EvalConfig{BatchTokens: 2048},
@@ -110,9 +110,7 @@ func Default() Config {
 func DefaultToy() Config {
 	cfg := Default()
 	cfg.Data.MaxLength = 128
-	cfg.Adapter.SharedRank = 16
 	cfg.Train.LR = 2e-3
-	cfg.Train.MaxSteps = 400
 	return cfg
 }
 

@@ -145,7 +145,7 @@ func TestKeysAgainstEachOther(t *testing.T) {
 		},
 		{
 			"sequence longer than a batch", "data: {max_length: 4096}", nil,
-			"c.yaml:1:8: train.micro_tokens is 2048, less than data.max_length, 4096: a long sequence would not fit\nraise train.micro_tokens to 4096 or more, or lower data.max_length",
+			"c.yaml:1:8: train.micro_tokens is 1024, less than data.max_length, 4096: a long sequence would not fit\nraise train.micro_tokens to 4096 or more, or lower data.max_length",
 		},
 		{
 			"sequence longer than a batch of the evaluation", "eval: {batch_tokens: 64}", nil,

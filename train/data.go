@@ -1,0 +1,103 @@
+package train
+
+import (
+	"fmt"
+	"slices"
+
+	"loratrain/datasets"
+	"loratrain/model"
+)
+
+// runData is what a run trains on and is measured by.
+type runData struct {
+	encoder   datasets.Encoder
+	seqs      []datasets.Sequence
+	truncated int // sequences that lost the beginning of their prompt
+	tests     []datasets.Task
+	digests   map[string]string // by task, of what is trained on and of what is measured by
+}
+
+// loadData reads and encodes what cfg names.
+func loadData(cfg Config, base *model.Base, catalog datasets.Catalog) (*runData, error) {
+	d := &runData{digests: map[string]string{}}
+	var err error
+	if d.encoder, err = newEncoder(base, cfg.Data.Template, cfg.Data.MaxLength, cfg.LearnEOS()); err != nil {
+		return nil, err
+	}
+	tasks, err := loadTasks(catalog, cfg.Data.Tasks, cfg.Data.File, datasets.Train, cfg.Data.Limit)
+	if err != nil {
+		return nil, err
+	}
+	if d.tests, err = loadTasks(catalog, cfg.Eval.Tasks, cfg.Data.EvalFile, datasets.Test, cfg.Eval.Limit); err != nil {
+		return nil, err
+	}
+	for _, t := range tasks {
+		d.digests["train "+t.Name] = t.Digest()
+	}
+	for _, t := range d.tests {
+		d.digests["test "+t.Name] = t.Digest()
+	}
+	d.seqs, d.truncated, err = d.encoder.Sequences(tasks...)
+	return d, err
+}
+
+// loadTasks reads tasks, and a user's own file as one more; each keeps its first limit items unless limit is 0.
+func loadTasks(catalog datasets.Catalog, specs []string, file string, split datasets.Split, limit int) ([]datasets.Task, error) {
+	if file != "" {
+		specs = append(slices.Clone(specs), file)
+	}
+	tasks, err := catalog.LoadAll(specs, split)
+	for i := range tasks {
+		tasks[i] = firstItems(tasks[i], limit)
+	}
+	return tasks, err
+}
+
+func firstItems(t datasets.Task, limit int) datasets.Task {
+	if limit > 0 {
+		t.Items = t.Items[:min(limit, len(t.Items))]
+		t.Pairs = t.Pairs[:min(limit, len(t.Pairs))]
+	}
+	return t
+}
+
+// newEncoder turns text into ids for a base; learnEOS puts its end-of-sequence token after the answers of pairs.
+func newEncoder(base *model.Base, template string, maxLength int, learnEOS bool) (datasets.Encoder, error) {
+	e := datasets.Encoder{Special: true, EOS: -1, MaxLength: min(maxLength, base.Arch.Context)}
+	var err error
+	if e.Template, err = datasets.ParseTemplate(template); err != nil {
+		return e, err
+	}
+	tok, err := base.NeedTokenizer()
+	if err != nil {
+		return e, err
+	}
+	e.Tokenizer = tok
+	if !learnEOS {
+		return e, nil
+	}
+	ends := append(slices.Clone(base.EOS), tok.EOS()...)
+	if len(ends) == 0 {
+		return e, fmt.Errorf("%s: names no end-of-sequence token, so none can be learned\nset data.eos to false", base.Name)
+	}
+	e.EOS = ends[0]
+	return e, nil
+}
+
+// batches is the items of one step, packed.
+func (d *runData) batches(items []int, microTokens int) ([]datasets.Batch, error) {
+	seqs := make([]datasets.Sequence, len(items))
+	for i, k := range items {
+		seqs[i] = d.seqs[k]
+	}
+	return datasets.Pack(seqs, microTokens, datasets.Sizes(microTokens))
+}
+
+// sources are the places of the items of a step, for messages.
+func (d *runData) sources(items []int) []string {
+	list := make([]string, len(items))
+	for i, k := range items {
+		list[i] = d.seqs[k].Source
+	}
+	return list
+}

@@ -1,0 +1,85 @@
+package train
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"loratrain/internal/graph"
+	"loratrain/kernels"
+	"loratrain/model"
+)
+
+// adapter is the trained tensors as they are, for an evaluation pass.
+func (r *run) adapter(x *graph.Immediate, _ []int32) model.PassAdapter {
+	ad, _ := r.bank.Bind(x, r.stepper.Params, model.Dropout{})
+	return ad
+}
+
+// evaluate scores every task that the run is measured by; nil stands for the base alone.
+func (r *run) evaluate(ctx context.Context, of AdapterOf, who string) ([]Score, error) {
+	e := NewEvaluator(r.placed, r.data.encoder, r.cfg.Eval.BatchTokens)
+	defer e.Close()
+	var scores []Score
+	for _, task := range r.data.tests {
+		s, err := e.Evaluate(ctx, task, of, func(done, all int) { r.Progress.Eval(task.Name+", "+who, done, all) })
+		if err != nil {
+			return nil, err
+		}
+		scores = append(scores, s)
+	}
+	return scores, nil
+}
+
+// finish measures the base and the best checkpoint, or the last if none was measured, and exports that.
+func (r *run) finish(ctx context.Context) (*Outcome, error) {
+	out := &Outcome{Dir: r.folder.Dir, Steps: r.state.Step, Exported: r.state.Step, Loads: r.loads, Export: r.folder.ExportDir()}
+	if best := r.state.BestStep; best > 0 && best != r.state.Step {
+		out.Exported = best
+		host := kernels.NewHost(r.stepper.Params.Type, r.stepper.Params.Shape...)
+		if err := LoadAdapter(filepath.Join(r.folder.CheckpointsDir(), fmt.Sprintf("step-%d", best)), r.bank, host); err != nil {
+			return nil, err
+		}
+		r.Backend.Write(r.stepper.Params, host)
+	}
+	started := time.Now()
+	var err error
+	if out.Base, err = r.evaluate(ctx, nil, "base"); err != nil {
+		return nil, err
+	}
+	if out.Adapter, err = r.evaluate(ctx, r.adapter, "adapter"); err != nil {
+		return nil, err
+	}
+	out.EvalSeconds = time.Since(started).Seconds()
+	m := model.Adapted{Base: r.Base, Placed: r.placed, Bank: r.bank, Params: r.stepper.Params}
+	if out.Agreement, err = m.Export(r.folder.ExportDir(), r.verificationPrompts()); err != nil {
+		return nil, err
+	}
+	out.Base, out.Adapter = withoutResults(out.Base), withoutResults(out.Adapter)
+	return out, nil
+}
+
+// verifyPrompts is how many prompts an export is verified on.
+const verifyPrompts = 4
+
+// verificationPrompts are those of training sequences from all over the data.
+func (r *run) verificationPrompts() [][]int32 {
+	var list [][]int32
+	n := min(verifyPrompts, len(r.data.seqs))
+	for i := range n {
+		s := r.data.seqs[i*len(r.data.seqs)/n]
+		list = append(list, s.IDs[:s.Prompt])
+	}
+	return list
+}
+
+// withoutResults is scores without their items, for places that hold many of them.
+func withoutResults(scores []Score) []Score {
+	short := make([]Score, len(scores))
+	for i, s := range scores {
+		s.Results = nil
+		short[i] = s
+	}
+	return short
+}

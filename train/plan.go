@@ -1,0 +1,103 @@
+package train
+
+import (
+	"fmt"
+	"io"
+
+	"loratrain/datasets"
+	"loratrain/kernels"
+)
+
+// Describe prints what the run would train and the memory it needs, compiling its largest step to know.
+func (p *Prepared) Describe(w io.Writer) error {
+	r, c := p.r, p.r.cfg
+	steps := r.sampler.StepsPerEpoch()
+	largest := 0
+	for k := range min(steps, r.total) {
+		batches, err := r.data.batches(r.sampler.Step(k), c.Train.MicroTokens)
+		if err != nil {
+			return err
+		}
+		for _, b := range batches {
+			largest = max(largest, len(b.IDs))
+		}
+	}
+	activations, trainable, err := r.stepper.Plan([]int{largest})
+	if err != nil {
+		return err
+	}
+	a, s := r.Base.Arch, r.bank.Spec
+	tokens, targets := countTokens(r.data.seqs)
+	weights := weightBytes(r)
+	fmt.Fprintf(w, "base       %s: %s, %d layers, width %d, vocabulary %d\n", r.Base.Name, a.Family, a.Layers, a.Width, a.Vocab)
+	fmt.Fprintf(w, "adapter    %s: %d experts of rank %d, shared rank %d, alpha %g, on %v\n", s.Granularity, s.Experts, s.Rank, s.Shared, s.Alpha, s.Targets)
+	fmt.Fprintf(w, "trained    %d of %d parameters (%.2f %%)\n", r.bank.Trainable(), parameters(r), 100*float64(r.bank.Trainable())/float64(parameters(r)))
+	fmt.Fprintf(w, "data       %d sequences, %d tokens, %d learned, %d cut to %d tokens\n", len(r.data.seqs), tokens, targets, r.data.truncated, r.data.encoder.MaxLength)
+	for _, t := range r.data.tests {
+		fmt.Fprintf(w, "measured   %s: %d items\n", t.Name, len(t.Items)+len(t.Pairs))
+	}
+	fmt.Fprintf(w, "steps      %d of %d sequences, %d an epoch; learning rate %g, %s, warmup %g\n", r.total, c.Train.Batch, steps, c.Train.LR, c.Train.Schedule, c.Train.WarmupRatio)
+	fmt.Fprintf(w, "backend    %v\n", r.Backend)
+	fmt.Fprintf(w, "memory     %s: weights %s, adapter with gradients and moments %s, activations of %d tokens %s\n",
+		size(weights+trainable+activations), size(weights), size(trainable), largest, size(activations))
+	return nil
+}
+
+func countTokens(seqs []datasets.Sequence) (tokens, targets int) {
+	for _, s := range seqs {
+		tokens += len(s.IDs)
+		targets += len(s.IDs) - s.Prompt
+	}
+	return tokens, targets
+}
+
+// eachWeight visits the base's tensors.
+func eachWeight(r *run, visit func(kernels.Tensor)) {
+	w := r.Base.Weights
+	visit(w.Embed)
+	visit(w.Norm)
+	if !r.Base.Arch.Tied {
+		visit(w.Head)
+	}
+	for _, l := range w.Layers {
+		for _, t := range []kernels.Tensor{l.InputNorm, l.PostNorm, l.QNorm, l.KNorm} {
+			visit(t)
+		}
+		for t := range l.W {
+			visit(l.W[t])
+			visit(l.Bias[t])
+		}
+	}
+}
+
+func parameters(r *run) int {
+	n := r.bank.Trainable()
+	eachWeight(r, func(t kernels.Tensor) {
+		if !t.None() {
+			n += t.Len()
+		}
+	})
+	return n
+}
+
+func weightBytes(r *run) int {
+	n := 0
+	eachWeight(r, func(t kernels.Tensor) {
+		if !t.None() {
+			n += t.Bytes()
+		}
+	})
+	return n
+}
+
+// size is bytes in the unit that suits them.
+func size(bytes int) string {
+	const mib = 1 << 20
+	if bytes < 10*mib {
+		return fmt.Sprintf("%.1f MiB", float64(bytes)/mib)
+	}
+	if bytes < 4096*mib {
+		return fmt.Sprintf("%.0f MiB", float64(bytes)/mib)
+	}
+	return fmt.Sprintf("%.1f GiB", float64(bytes)/(1024*mib))
+}
