@@ -41,7 +41,7 @@ func (c *Config) fields() []field {
 		{"adapter.dropout", "probability that an element of the experts' input is dropped", number(&a.Dropout, from(0), below(1)), false},
 
 		{"train.epochs", "passes over the data", whole(&t.Epochs, 1, 1<<20), false},
-		{"train.max_steps", "stop after so many steps, if the epochs have more; 0: no limit", whole(&t.MaxSteps, 0, 1<<30), false},
+		{"train.max_steps", "take so many steps, whatever the epochs have; 0: as many as they have", whole(&t.MaxSteps, 0, 1<<30), false},
 		{"train.batch", "sequences a step", whole(&t.Batch, 1, 1<<20), false},
 		{"train.micro_tokens", "tokens computed at once; a step that has more is accumulated", whole(&t.MicroTokens, 8, 1<<24), false},
 		{"train.lr", "learning rate at its peak", number(&t.LR, above(0), upTo(10)), false},

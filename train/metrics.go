@@ -37,14 +37,15 @@ type MetricsWriter struct{ f *os.File }
 
 // OpenMetrics opens the metrics of a run that continues after the given step, 0 for a run from the start: lines of
 // later steps and a torn last line are cut off, so that in the end the file is that of a run without interruption.
-func OpenMetrics(path string, step int) (*MetricsWriter, error) {
+// measured says whether the run had evaluated after that step; if not it will, and a line of that is cut off too.
+func OpenMetrics(path string, step int, measured bool) (*MetricsWriter, error) {
 	data, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	keep := 0
 	err = eachLine(path, data, func(line MetricsLine, end int) bool {
-		if line.Step > step {
+		if line.Step > step || line.Step == step && line.Eval != nil && !measured {
 			return false
 		}
 		keep = end
@@ -66,8 +67,7 @@ func OpenMetrics(path string, step int) (*MetricsWriter, error) {
 // WriteStep appends a step. A number that is not finite is an error: JSON has none.
 func (w *MetricsWriter) WriteStep(m StepMetrics) error { return w.write(m.Step, m) }
 
-// WriteEval appends the result of an evaluation after so many steps. Write it before the checkpoint of the same step
-// is saved: what a run does after the checkpoint that it resumes from, it does again.
+// WriteEval appends the result of an evaluation after so many steps.
 func (w *MetricsWriter) WriteEval(step int, result any) error {
 	return w.write(step, struct {
 		Step int `json:"step"`

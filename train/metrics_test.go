@@ -11,7 +11,7 @@ import (
 // writeRun writes what steps after from up to to write: an evaluation every second step.
 func writeRun(t *testing.T, path string, from, to int) {
 	t.Helper()
-	w, err := OpenMetrics(path, from)
+	w, err := OpenMetrics(path, from, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,7 +32,7 @@ func writeRun(t *testing.T, path string, from, to int) {
 
 func TestMetricsLines(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "m.jsonl")
-	w, err := OpenMetrics(path, 0)
+	w, err := OpenMetrics(path, 0, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +112,7 @@ func TestMetricsTornAndBroken(t *testing.T) {
 		if _, err := ReadMetrics(path); err == nil || !strings.HasPrefix(err.Error(), path+":2: not a line of metrics: ") {
 			t.Errorf("reading %q: %v", broken, err)
 		}
-		if _, err := OpenMetrics(path, 9); err == nil {
+		if _, err := OpenMetrics(path, 9, true); err == nil {
 			t.Errorf("no error opening %q", broken)
 		}
 		if got := read(t, path); got != broken {

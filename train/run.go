@@ -165,7 +165,7 @@ func (r *run) open() (err error) {
 	} else if err = r.reopen(info); err != nil {
 		return err
 	}
-	r.metrics, err = OpenMetrics(r.folder.MetricsPath(), r.state.Step)
+	r.metrics, err = OpenMetrics(r.folder.MetricsPath(), r.state.Step, r.state.Measured == r.state.Step)
 	return err
 }
 
@@ -182,6 +182,9 @@ func (r *run) reopen(now RunInfo) (err error) {
 	was := r.folder.Info
 	if was.State == RunDone {
 		return usage(r.Dir, "this run is complete", "start another with a new --out; to train longer, raise train.epochs there")
+	}
+	if err := CheckResume(r.folder.Config, r.cfg); err != nil {
+		return err
 	}
 	if was.ModelDigest != now.ModelDigest {
 		return fmt.Errorf("%s: was trained on %s (%s), this is %s (%s)\nname the same model, or start another run", r.Dir,

@@ -17,6 +17,7 @@ import (
 // and the configuration.
 type progressState struct {
 	Step      int      `json:"step"`       // taken
+	Measured  int      `json:"measured"`   // the last step after which the adapter was evaluated
 	BestStep  int      `json:"best_step"`  // 0: nothing was measured yet
 	BestValue *float64 `json:"best_value"` // larger is better
 	Worse     int      `json:"worse"`      // measurements since the best
@@ -24,31 +25,31 @@ type progressState struct {
 
 // train takes the steps that are left. stopped says that early stopping ended it.
 func (r *run) train(ctx context.Context) (stopped bool, err error) {
-	rates, c := r.cfg.Train.LearningRates(r.total), r.cfg.Train
-	for r.state.Step < r.total {
-		if ctx.Err() != nil {
-			return false, errors.Join(ctx.Err(), r.save())
-		}
-		if err := r.step(rates); err != nil {
-			return false, err
-		}
-		last := r.state.Step == r.total
-		if c.EvalEvery > 0 && (r.state.Step%c.EvalEvery == 0 || last) {
+	c, rates := r.cfg.Train, r.cfg.Train.LearningRates(r.total)
+	for {
+		n, last := r.state.Step, r.state.Step == r.total
+		if c.EvalEvery > 0 && n > 0 && (n%c.EvalEvery == 0 || last) && r.state.Measured < n {
 			if err := r.measure(ctx); err != nil {
 				return false, errors.Join(err, r.save())
 			}
-			if c.Patience > 0 && r.state.Worse >= c.Patience && !last {
-				r.Progress.Log(fmt.Sprintf("stopped early: %s has not improved for %d evaluations", c.Metric, r.state.Worse))
-				return true, r.save()
-			}
 		}
-		if last || c.SaveEvery > 0 && r.state.Step%c.SaveEvery == 0 || r.state.BestStep == r.state.Step {
+		stopped = c.Patience > 0 && r.state.Worse >= c.Patience && !last
+		due := c.SaveEvery > 0 && n%c.SaveEvery == 0 || r.state.BestStep == n
+		if last || stopped || ctx.Err() != nil || n > 0 && due {
 			if err := r.save(); err != nil {
 				return false, err
 			}
 		}
+		if stopped {
+			r.Progress.Log(fmt.Sprintf("stopped early: %s has not improved for %d evaluations", c.Metric, r.state.Worse))
+		}
+		if last || stopped || ctx.Err() != nil {
+			return stopped, ctx.Err()
+		}
+		if err := r.step(rates); err != nil {
+			return false, err
+		}
 	}
-	return false, nil
 }
 
 // step takes one optimizer step.
@@ -92,6 +93,7 @@ func (r *run) measure(ctx context.Context) error {
 	} else {
 		r.state.Worse++
 	}
+	r.state.Measured = r.state.Step
 	for _, s := range scores {
 		r.Progress.Log(fmt.Sprintf("step %d: %s", r.state.Step, s.summary()))
 	}
