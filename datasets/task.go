@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"hash"
+	"slices"
 	"strings"
 )
 
@@ -28,6 +29,15 @@ type Task struct {
 	Name  string
 	Items []Item
 	Pairs []Pair
+}
+
+// First is the task with its first n items or pairs only, all of them if n is 0.
+func (t Task) First(n int) Task {
+	if n > 0 {
+		t.Items = slices.Clip(t.Items[:min(n, len(t.Items))])
+		t.Pairs = slices.Clip(t.Pairs[:min(n, len(t.Pairs))])
+	}
+	return t
 }
 
 // Digest is the SHA-256, in hexadecimal, of everything in the task that reaches the model: the name and the sources

@@ -158,3 +158,17 @@ func TestRender(t *testing.T) {
 	_, err := ParseTemplate("chioce")
 	wantError(t, err, `unknown template "chioce", expected cloze or choice`, "letter")
 }
+
+func TestFirst(t *testing.T) {
+	three := Task{Items: []Item{{Question: "a"}, {Question: "b"}, {Question: "c"}}}
+	for n, want := range map[int]int{0: 3, 1: 1, 3: 3, 9: 3} {
+		if got := three.First(n); len(got.Items) != want {
+			t.Errorf("the first %d of 3 items are %d, want %d", n, len(got.Items), want)
+		}
+	}
+	one := three.First(1)
+	one.Items = append(one.Items, Item{Question: "new"})
+	if three.Items[1].Question != "b" {
+		t.Errorf("appending to the first item overwrote the second with %q", three.Items[1].Question)
+	}
+}

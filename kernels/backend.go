@@ -102,7 +102,7 @@ type Network interface {
 	Scale(y, x, factor Tensor)
 
 	// Dropout zeroes elements with probability rate and divides the others by 1 - rate. Element i is zeroed if
-	// the upper 24 bits of [Random](key[0], key[1], site, i) are below rate·2²⁴, so that the same call on a
+	// the upper 24 bits of [Random](key[0], key[1], site).At(i) are below rate·2²⁴, so that the same call on a
 	// gradient is its gradient. y, x of the same shape, key (2) i32: a seed and the step.
 	Dropout(y, x, key Tensor, site int, rate float64)
 
@@ -225,18 +225,4 @@ type Decoding interface {
 	// some of them, and the token is the first whose cumulative probability, largest first, exceeds u[t], which is
 	// uniform in [0, 1). ids (T) i32, logits (T, V), u (T) of type Param.
 	Sample(ids, logits, u Tensor, rule Sampling)
-}
-
-// Random is 64 random bits for element i at a site of the program (a layer's dropout), seed and step: splitmix64
-// (Steele, Lea and Flood, OOPSLA 2014) of their mix, the same on every backend.
-func Random(seed, step int32, site, i int) uint64 {
-	z := mix(uint64(uint32(seed))<<32|uint64(uint32(step))) ^ uint64(site)*0xd1342543de82ef95
-	return mix(mix(z) + uint64(i))
-}
-
-func mix(z uint64) uint64 {
-	z += 0x9e3779b97f4a7c15
-	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
-	z = (z ^ z>>27) * 0x94d049bb133111eb
-	return z ^ z>>31
 }

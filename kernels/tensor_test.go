@@ -208,7 +208,7 @@ func TestRandomIsPinned(t *testing.T) {
 	}{{0, 0, 0, 0}, {1, 2, 3, 4}, {-1, -1, 0, 1 << 40}, {7, 1 << 30, 223, 12345}} {
 		key := uint64(uint32(c.seed))<<32 | uint64(uint32(c.step))
 		want := splitmix(splitmix(splitmix(key)^uint64(c.site)*0xd1342543de82ef95) + uint64(c.i))
-		if got := Random(c.seed, c.step, c.site, c.i); got != want {
+		if got := Random(c.seed, c.step, c.site).At(c.i); got != want {
 			t.Errorf("Random(%v) = %#x, want %#x", c, got, want)
 		}
 	}
@@ -219,7 +219,7 @@ func TestRandomIsUniform(t *testing.T) {
 	for _, c := range [][3]int{{0, 0, 0}, {0, 1, 0}, {0, 0, 1}, {1, 0, 0}, {42, 1000, 223}} {
 		ones := make([]int, 64)
 		for i := range n {
-			for r, b := Random(int32(c[0]), int32(c[1]), c[2], i), 0; r != 0; r, b = r>>1, b+1 {
+			for r, b := Random(int32(c[0]), int32(c[1]), c[2]).At(i), 0; r != 0; r, b = r>>1, b+1 {
 				ones[b] += int(r & 1)
 			}
 		}
@@ -234,7 +234,7 @@ func TestRandomIsUniform(t *testing.T) {
 // TestRandomSeparates looks at the 24 bits that dropout uses: neighbours in any argument must agree by chance only.
 func TestRandomSeparates(t *testing.T) {
 	const n, rate = 1 << 14, 1 << 23
-	mask := func(seed, step int32, site, i int) bool { return Random(seed, step, site, i)>>40 < rate }
+	mask := func(seed, step int32, site, i int) bool { return Random(seed, step, site).At(i)>>40 < rate }
 	for name, other := range map[string]func(i int) bool{
 		"seed": func(i int) bool { return mask(2, 1, 1, i) }, "step": func(i int) bool { return mask(1, 2, 1, i) },
 		"site": func(i int) bool { return mask(1, 1, 2, i) }, "element": func(i int) bool { return mask(1, 1, 1, i+1) },

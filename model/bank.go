@@ -3,6 +3,7 @@ package model
 import (
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -113,6 +114,7 @@ func (k *Bank) View(buffer kernels.Tensor, p Param) kernels.Tensor {
 // initialisation gives, B zero, routers normal with deviation 0.02. Each tensor has random numbers of its own, so that its start
 // depends on the seed and its name alone.
 func (k *Bank) Init(buffer kernels.Tensor, seed uint64) {
+	clear(buffer.Mem.(kernels.Host))
 	for _, p := range k.Params {
 		h := fnv.New64a()
 		h.Write([]byte(p.Name))
@@ -154,6 +156,19 @@ func getter(t kernels.Tensor) func(i int) float64 {
 		s := kernels.Slice[float32](t)
 		return func(i int) float64 { return float64(s[i]) }
 	}
+}
+
+// inType is a tensor in host memory as F32 or F64; itself if it is of that type.
+func inType(t kernels.Tensor, typ kernels.Type) kernels.Tensor {
+	if t.Type == typ {
+		return t
+	}
+	other := kernels.NewHost(typ, t.Shape...)
+	get, set := getter(t), setter(other)
+	for i := range t.Len() {
+		set(i, get(i))
+	}
+	return other
 }
 
 // part is one tensor of a file and where its elements lie in the buffer.
@@ -208,8 +223,8 @@ func (k *Bank) Tensors(buffer kernels.Tensor) []checkpoints.Tensor {
 	return list
 }
 
-// Load fills a buffer in host memory from tensors of the file layout, of any floating-point type. Every one must be there and
-// have its shape, and there may be no others.
+// Load fills a buffer in host memory from tensors of the file layout, each F32, F64 or BF16. Every one must be there and have its
+// shape, and there may be no others.
 func (k *Bank) Load(buffer kernels.Tensor, tensors []checkpoints.Tensor) error {
 	byName := map[string]checkpoints.Tensor{}
 	for _, t := range tensors {
@@ -228,14 +243,17 @@ func (k *Bank) Load(buffer kernels.Tensor, tensors []checkpoints.Tensor) error {
 		if err != nil {
 			return err
 		}
+		if host.Type == kernels.I32 {
+			return fmt.Errorf("tensor %q has type %s, expected F32, F64 or BF16", t.Name, t.Type)
+		}
 		get := getter(host)
 		for i := range host.Len() {
 			set(p.at(i), get(i))
 		}
 		delete(byName, p.name)
 	}
-	for name := range byName {
-		return fmt.Errorf("tensor %q does not belong to an adapter of these settings", name)
+	if len(byName) > 0 {
+		return fmt.Errorf("tensor %q does not belong to an adapter of these settings", slices.Min(slices.Collect(maps.Keys(byName))))
 	}
 	return nil
 }
@@ -252,6 +270,9 @@ func fromFile(t checkpoints.Tensor) (kernels.Tensor, error) {
 	for k, f := range fileTypes {
 		if f != t.Type {
 			continue
+		}
+		if len(t.Data) != kernels.Len(t.Shape...)*k.Size() {
+			return kernels.Tensor{}, fmt.Errorf("tensor %q of type %s and shape %v has %d bytes", t.Name, t.Type, t.Shape, len(t.Data))
 		}
 		if kernels.Aligned(k, t.Data) {
 			return kernels.Tensor{Shape: t.Shape, Type: k, Mem: kernels.Host(t.Data)}, nil

@@ -11,13 +11,7 @@ import (
 func ropeTable(a Arch, t kernels.Type, positions int) kernels.Tensor {
 	freq, half := a.Frequencies(), a.HeadDim/2
 	table := kernels.NewHost(t, positions, a.HeadDim)
-	set := func(i int, x float64) { kernels.Slice[float32](table)[i] = float32(x) }
-	if t == kernels.F64 {
-		set = func(i int, x float64) { kernels.Slice[float64](table)[i] = x }
-	}
-	if t == kernels.BF16 {
-		set = func(i int, x float64) { kernels.Slice[kernels.BFloat16](table)[i] = kernels.ToBFloat16(float32(x)) }
-	}
+	set := setter(table)
 	for p := range positions {
 		for i, f := range freq {
 			sin, cos := math.Sincos(float64(p) * f)

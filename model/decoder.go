@@ -1,7 +1,9 @@
 package model
 
 import (
+	"errors"
 	"fmt"
+	"slices"
 
 	"loratrain/internal/graph"
 	"loratrain/kernels"
@@ -55,8 +57,8 @@ type Decoder struct {
 	serving *Values // of the merged copy, with Merged
 	cache   *Cache
 	pos     int
-	logits  graph.V // (1, V), of the last token
-	choices [][]int32
+	logits  graph.V     // (1, V), of the last token
+	beside  *servedPass // the last pass, if its experts were applied beside the weights
 
 	jobs   []kernels.Merge
 	merged mergedChoice
@@ -69,11 +71,15 @@ type mergedChoice struct {
 	weights [router.Top]float32
 }
 
-// NewDecoder is ready for sequences of up to a number of tokens, no more than the base was placed for. adapter may be nil.
+// NewDecoder is ready for sequences of up to a number of tokens, no more than the base was placed for. adapter may be nil: then
+// the base is decoded alone, whatever the mode.
 func NewDecoder(base *Placed, adapter *Served, mode Mode, context int) (*Decoder, error) {
 	d := &Decoder{base: base, adapter: adapter, mode: mode}
 	if adapter != nil {
 		d.base = adapter.Base
+		if _, err := ParseMode(string(mode), adapter.Spec.Granularity); err != nil {
+			return nil, err
+		}
 	}
 	if context > d.base.Positions() {
 		return nil, fmt.Errorf("a context of %d tokens, the model was placed for %d", context, d.base.Positions())
@@ -86,6 +92,7 @@ func NewDecoder(base *Placed, adapter *Served, mode Mode, context int) (*Decoder
 	}
 	if adapter != nil && mode == Merged {
 		if err := d.prepareMerge(); err != nil {
+			d.Close()
 			return nil, err
 		}
 	}
@@ -94,7 +101,7 @@ func NewDecoder(base *Placed, adapter *Served, mode Mode, context int) (*Decoder
 
 func (d *Decoder) prepareMerge() error {
 	s := d.adapter
-	copied, jobs, err := d.base.copyTargets(s.Spec.Targets, func(l int, t Target) expertPair { return s.experts[l][t] })
+	copied, jobs, err := d.base.copyTargets(s.Spec.Targets, func(l int, t Target) servedLinear { return s.layers[l].linears[t] })
 	if err != nil {
 		return fmt.Errorf("%w\nuse --mode fused, which needs no copy", err)
 	}
@@ -112,12 +119,15 @@ func (d *Decoder) switchTo(id int32) error {
 	}
 	want := mergedChoice{set: true}
 	want.ids, want.weights = d.adapter.Table(id)
-	d.choices = [][]int32{want.ids[:]}
 	if want == d.merged {
 		return nil
 	}
+	d.merged = mergedChoice{} // until it has worked
+	if err := d.adapter.merge(d.x, d.jobs, want.ids[:], want.weights[:]); err != nil {
+		return err
+	}
 	d.merged = want
-	return d.adapter.merge(d.x, d.jobs, want.ids[:], want.weights[:])
+	return nil
 }
 
 // Reset begins a new sequence.
@@ -128,25 +138,38 @@ func (d *Decoder) Room() int { return d.cache.Positions() - d.pos }
 
 // Close gives memory back.
 func (d *Decoder) Close() {
-	d.x.Done(d.logits)
-	d.logits = graph.V{}
+	d.forget()
 	d.cache.Free(d.base.Backend)
 	for _, j := range d.jobs {
 		d.base.Backend.Free(j.Dst)
 	}
+	d.jobs = nil
 	d.x.Close()
+}
+
+// forget gives back what the last pass left.
+func (d *Decoder) forget() {
+	d.x.Done(d.logits)
+	d.logits = graph.V{}
+	if d.beside != nil {
+		d.beside.Release(d.x)
+		d.beside = nil
+	}
 }
 
 // Feed runs tokens, the first of a sequence at position 0, and leaves the logits of the token that follows the last. More than one
 // at once, a prompt, is never merged: every token has its own experts.
 func (d *Decoder) Feed(ids ...int32) error {
+	if len(ids) == 0 {
+		return errors.New("no tokens to run\ngive a prompt of at least one token")
+	}
 	if len(ids) > d.Room() {
 		return fmt.Errorf("%d tokens after %d do not fit a context of %d\nshorten the prompt or raise --context",
 			len(ids), d.pos, d.cache.Positions())
 	}
 	for _, id := range ids {
 		if id < 0 || int(id) >= d.base.Arch.Vocab {
-			return fmt.Errorf("token %d, the vocabulary has %d", id, d.base.Arch.Vocab)
+			return fmt.Errorf("token %d, the model has ids below %d\nuse the tokenizer that belongs to the model", id, d.base.Arch.Vocab)
 		}
 	}
 	values, merged := d.values, d.adapter != nil && d.mode == Merged && len(ids) == 1
@@ -156,6 +179,7 @@ func (d *Decoder) Feed(ids ...int32) error {
 		}
 		values = d.serving
 	}
+	d.forget()
 	err := graph.Catch(d.base.Backend, func() { d.pass(ids, values, merged) })
 	if err == nil {
 		d.pos += len(ids)
@@ -164,7 +188,7 @@ func (d *Decoder) Feed(ids ...int32) error {
 }
 
 func (d *Decoder) pass(ids []int32, values *Values, merged bool) {
-	x, b, n := d.x, d.base.Backend, len(ids)
+	x, n := d.x, len(ids)
 	var ad Adapter
 	var beside *servedPass
 	if d.adapter != nil && !merged {
@@ -185,12 +209,7 @@ func (d *Decoder) pass(ids []int32, values *Values, merged bool) {
 	hidden := Hidden(x, values, ad, in)
 	width := d.base.Arch.Width
 	last := x.Bind("last", hidden.Tensor().View((n-1)*width, 1, width))
-	x.Done(d.logits)
-	d.logits = graph.Linear(x, last, values.Head, graph.V{})
-	if beside != nil {
-		d.choices = beside.lastChoices(b)
-		beside.Release(x)
-	}
+	d.logits, d.beside = graph.Linear(x, last, values.Head, graph.V{}), beside
 	x.Done(hidden, in.IDs, in.Pos, in.Spans)
 }
 
@@ -219,5 +238,15 @@ func (d *Decoder) Sample(rule kernels.Sampling, u float32) (id int32, err error)
 	return id, err
 }
 
-// Experts is the experts that the last token fed used, for every router there is, the larger gate first.
-func (d *Decoder) Experts() [][]int32 { return d.choices }
+// Experts is the experts that the last token fed used, for every router there is, the larger gate first. They are read from the
+// backend only here, so that a step does not wait for what nobody asks for.
+func (d *Decoder) Experts() [][]int32 {
+	switch {
+	case d.beside != nil:
+		return d.beside.lastChoices(d.base.Backend)
+	case d.merged.set && !d.logits.None():
+		return [][]int32{slices.Clone(d.merged.ids[:])}
+	default:
+		return nil
+	}
+}

@@ -1,9 +1,11 @@
 package model
 
 import (
+	"bytes"
 	"fmt"
 	"math"
 	"os"
+	"slices"
 
 	"loratrain/checkpoints"
 	"loratrain/internal/graph"
@@ -32,16 +34,25 @@ func (m Adapted) config() checkpoints.Config {
 	return c
 }
 
-// hostParams is the trainable tensors in host memory.
-func (m Adapted) hostParams() kernels.Tensor {
+// tensors is what an export holds, in f32: the trained ones and, with router.Token, the routing table.
+func (m Adapted) tensors() ([]checkpoints.Tensor, error) {
 	host := kernels.NewHost(m.Params.Type, m.Params.Shape...)
 	m.Placed.Backend.Read(host, m.Params)
-	return host
+	list := m.Bank.Tensors(inType(host, kernels.F32))
+	if m.Bank.Spec.Granularity != router.Token {
+		return list, nil
+	}
+	table, err := m.table()
+	return append(list, table...), err
 }
 
 // ExportPEFT writes each expert as an adapter that Python's peft loads.
 func (m Adapted) ExportPEFT(dir string) error {
-	return checkpoints.WritePEFT(dir, m.config(), m.Bank.Tensors(m.hostParams()))
+	tensors, err := m.tensors()
+	if err != nil {
+		return err
+	}
+	return checkpoints.WritePEFT(dir, m.config(), tensors)
 }
 
 // Agreement is what the verification of an export measured, on float32 logits.
@@ -57,22 +68,21 @@ type Agreement struct {
 // same numbers in another order.
 const tolerance = 1e-4
 
-// Export writes the serving folder, reads it back, and runs every mode that applies on prompts, ids that real text gave. What does not
-// agree is deleted again.
+// Export writes the serving folder, reads it back, and runs every mode that applies on prompts, ids that real text gave, at least
+// one. What does not agree is deleted again.
 func (m Adapted) Export(dir string, prompts [][]int32) (Agreement, error) {
+	if len(prompts) == 0 {
+		return Agreement{}, fmt.Errorf("%s: no prompts to verify the export with", dir)
+	}
 	c := m.config()
-	tensors := m.Bank.Tensors(m.hostParams())
-	if m.Bank.Spec.Granularity == router.Token {
-		table, err := m.table()
-		if err != nil {
-			return Agreement{}, err
-		}
-		tensors = append(tensors, table...)
+	tensors, err := m.tensors()
+	if err != nil {
+		return Agreement{}, err
 	}
 	if err := checkpoints.WriteServing(dir, c, tensors); err != nil {
 		return Agreement{}, err
 	}
-	a, err := m.verify(dir, c, prompts)
+	a, err := m.verify(dir, c, tensors, prompts)
 	if err != nil {
 		if gone := os.RemoveAll(dir); gone != nil {
 			return a, fmt.Errorf("%w (and it could not be deleted: %v)", err, gone)
@@ -114,8 +124,8 @@ func (m Adapted) table() ([]checkpoints.Tensor, error) {
 	return []checkpoints.Tensor{toFile("model.table.ids", ids), toFile("model.table.weights", weights)}, err
 }
 
-// verify reads an export back and compares.
-func (m Adapted) verify(dir string, c checkpoints.Config, prompts [][]int32) (Agreement, error) {
+// verify reads an export back, whose tensors should be the given ones, and compares.
+func (m Adapted) verify(dir string, c checkpoints.Config, tensors []checkpoints.Tensor, prompts [][]int32) (Agreement, error) {
 	a := Agreement{Prompts: len(prompts), Modes: Modes(m.Bank.Spec.Granularity)}
 	e, err := checkpoints.OpenServing(dir)
 	if err != nil {
@@ -124,6 +134,9 @@ func (m Adapted) verify(dir string, c checkpoints.Config, prompts [][]int32) (Ag
 	defer e.Close()
 	if err := e.CheckBase(c.Base.Name, c.Base.Digest, c.Base.Dims); err != nil {
 		return a, err
+	}
+	if err := sameNumbers(e, tensors); err != nil {
+		return a, fmt.Errorf("%s: %w\nthe export was deleted; check the disk", dir, err)
 	}
 	s, err := Serve(m.Placed, e)
 	if err != nil {
@@ -162,6 +175,31 @@ func (m Adapted) verify(dir string, c checkpoints.Config, prompts [][]int32) (Ag
 	return a, nil
 }
 
+// sameNumbers checks that an export holds the given tensors, rounded where it stores them as BF16.
+func sameNumbers(e *checkpoints.Serving, tensors []checkpoints.Tensor) error {
+	for _, t := range tensors {
+		stored, _ := e.Tensor(t.Name)
+		same := bytes.Equal(stored.Data, t.Data)
+		if stored.Type != t.Type {
+			got, err := fromFile(stored)
+			if err != nil {
+				return err
+			}
+			want, err := fromFile(t)
+			if err != nil {
+				return err
+			}
+			same = slices.EqualFunc(kernels.Slice[kernels.BFloat16](got), kernels.Slice[float32](want), func(g kernels.BFloat16, w float32) bool {
+				return g == kernels.ToBFloat16(w)
+			})
+		}
+		if !same {
+			return fmt.Errorf("tensor %q is not what was written", t.Name)
+		}
+	}
+	return nil
+}
+
 // decodeAll is the logits after each prompt, of which all but the last token are fed at once and that one as decoding does.
 func decodeAll(base *Placed, s *Served, mode Mode, context int, prompts [][]int32) ([][]float64, error) {
 	d, err := NewDecoder(base, s, mode, context)
@@ -170,15 +208,18 @@ func decodeAll(base *Placed, s *Served, mode Mode, context int, prompts [][]int3
 	}
 	defer d.Close()
 	var list [][]float64
-	for _, p := range prompts {
+	for i, p := range prompts {
 		d.Reset()
-		if len(p) > 1 {
-			if err := d.Feed(p[:len(p)-1]...); err != nil {
-				return nil, err
-			}
+		last := max(len(p)-1, 0)
+		var err error
+		if last > 0 {
+			err = d.Feed(p[:last]...)
 		}
-		if err := d.Feed(p[len(p)-1]); err != nil {
-			return nil, err
+		if err == nil {
+			err = d.Feed(p[last:]...)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("prompt %d: %w", i+1, err)
 		}
 		list = append(list, d.Logits())
 	}

@@ -42,7 +42,7 @@ func Place(b kernels.Backend, a Arch, w Weights, positions int) (*Placed, error)
 			put(&to.Bias[t], from.Bias[t])
 		}
 	}
-	put(&p.rope, ropeTable(a, b.Float(), positions))
+	put(&p.rope, ropeTable(a, b.Param(), positions))
 	if failed != nil {
 		return nil, fmt.Errorf("weights: %w", failed)
 	}

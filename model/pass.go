@@ -54,9 +54,9 @@ func (p *servedPass) bind(x *graph.Immediate, ids []int32, weights []float32, n 
 func (p *servedPass) EnterBlock(x graph.Exec, layer int, h graph.V) {
 	switch {
 	case p.Spec.Granularity == router.Block:
-		p.decide(x, h, p.routers[blockRouter(layer)])
+		p.decide(x, h, p.layers[layer].router)
 	case p.Spec.Granularity == router.Token && layer == 0 && p.ids.None():
-		p.decide(x, h, p.routers[tokenRouter])
+		p.decide(x, h, p.router)
 	}
 }
 
@@ -71,12 +71,12 @@ func (p *servedPass) decide(x graph.Exec, h graph.V, r kernels.Tensor) {
 // Linear implements [Adapter].
 func (p *servedPass) Linear(x graph.Exec, layer int, t Target, h, w, bias graph.V) graph.V {
 	y := graph.Linear(x, h, w, bias)
-	e := p.experts[layer][t]
+	e := &p.layers[layer].linears[t]
 	if e.a.None() {
 		return y
 	}
-	if r := p.routers[Module(layer, t)]; !r.None() {
-		p.decide(x, h, r)
+	if !e.router.None() {
+		p.decide(x, h, e.router)
 	}
 	return graph.Experts(x, y, h, x.Bind("A", e.a), x.Bind("B", e.b), p.ids, p.weights, p.Spec.Scale())
 }

@@ -3,6 +3,7 @@ package model
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"loratrain/checkpoints"
 	"loratrain/internal/graph"
@@ -15,15 +16,21 @@ type Served struct {
 	Spec AdapterSpec
 	Base *Placed
 
-	experts  [][targets]expertPair     // a layer
-	routers  map[string]kernels.Tensor // by name
-	tableIDs []int32                   // (V, 2), with router.Token
-	tableW   []float32                 // (V, 2)
-	own      []kernels.Tensor          // merged weights
+	layers   []servedLayer
+	router   kernels.Tensor   // (E, D), with router.Token
+	tableIDs []int32          // (V, 2), with router.Token
+	tableW   []float32        // (V, 2)
+	own      []kernels.Tensor // merged weights
 }
 
-// expertPair is A (E, R, D_in) and B (E, R, D_out) of one linear layer, or none.
-type expertPair struct{ a, b kernels.Tensor }
+// servedLayer is one block's part of an export.
+type servedLayer struct {
+	router  kernels.Tensor // (E, D), with router.Block
+	linears [targets]servedLinear
+}
+
+// servedLinear is A (E, R, D_in) and B (E, R, D_out) of one linear layer, or none, and its router (E, D_in) with router.Layer.
+type servedLinear struct{ a, b, router kernels.Tensor }
 
 // DimsOf is the sizes by which an export knows its base.
 func DimsOf(a Arch) checkpoints.Dims {
@@ -48,13 +55,14 @@ func SpecOf(c checkpoints.Config) (AdapterSpec, error) {
 }
 
 // Serve places an export beside its base, which must be the one it was made for. The shared expert is merged into copies of the
-// weights it belongs to.
+// weights it belongs to. The export must stay open until after Close: its mapped tensors are used where they lie if the backend
+// can read them there.
 func Serve(base *Placed, e *checkpoints.Serving) (*Served, error) {
 	spec, err := SpecOf(e.Config)
 	if err != nil {
 		return nil, err
 	}
-	s := &Served{Spec: spec, Base: base, experts: make([][targets]expertPair, base.Arch.Layers), routers: map[string]kernels.Tensor{}}
+	s := &Served{Spec: spec, Base: base, layers: make([]servedLayer, base.Arch.Layers)}
 	get := func(name string) kernels.Tensor {
 		t, ok := e.Tensor(name)
 		if !ok || err != nil {
@@ -62,26 +70,37 @@ func Serve(base *Placed, e *checkpoints.Serving) (*Served, error) {
 		}
 		var host, placed kernels.Tensor
 		if host, err = fromFile(t); err == nil {
+			if strings.HasSuffix(name, ".router") { // routers are of the type that training gives them
+				host = inType(host, base.Backend.Param())
+			}
 			placed, err = base.Backend.Place(host)
 		}
 		return placed
 	}
-	for l := range s.experts {
+	for l := range s.layers {
 		for _, t := range spec.Targets {
 			m := Module(l, t)
-			s.experts[l][t] = expertPair{a: get(m + ".lora_A"), b: get(m + ".lora_B")}
-			s.routers[m] = get(m + ".router")
+			s.layers[l].linears[t] = servedLinear{a: get(m + ".lora_A"), b: get(m + ".lora_B"), router: get(m + ".router")}
 		}
-		s.routers[blockRouter(l)] = get(blockRouter(l))
+		s.layers[l].router = get(blockRouter(l))
 	}
-	s.routers[tokenRouter] = get(tokenRouter)
+	s.router = get(tokenRouter)
+	shared := make([][targets]servedLinear, len(s.layers))
+	if spec.Shared > 0 {
+		for l := range shared {
+			for _, t := range spec.Targets {
+				shared[l][t] = servedLinear{a: get(Module(l, t) + ".shared_A"), b: get(Module(l, t) + ".shared_B")}
+			}
+		}
+	}
 	if err == nil && spec.Granularity == router.Token {
 		err = s.readTable(e)
 	}
 	if err == nil && spec.Shared > 0 {
-		err = s.mergeShared(get)
+		err = s.mergeShared(shared)
 	}
 	if err != nil {
+		s.Close()
 		return nil, fmt.Errorf("adapter: %w", err)
 	}
 	return s, nil
@@ -103,9 +122,9 @@ func (s *Served) readTable(e *checkpoints.Serving) error {
 }
 
 // mergeShared makes the base one whose weights hold the shared expert.
-func (s *Served) mergeShared(get func(string) kernels.Tensor) error {
-	pair := func(l int, t Target) expertPair {
-		p := expertPair{a: get(Module(l, t) + ".shared_A"), b: get(Module(l, t) + ".shared_B")}
+func (s *Served) mergeShared(shared [][targets]servedLinear) error {
+	pair := func(l int, t Target) servedLinear {
+		p := shared[l][t]
 		// One expert with gate 1 is the shared expert's form.
 		p.a = p.a.Reshape(append([]int{1}, p.a.Shape...)...)
 		p.b = p.b.Reshape(append([]int{1}, p.b.Shape...)...)
@@ -119,11 +138,13 @@ func (s *Served) mergeShared(get func(string) kernels.Tensor) error {
 		s.own = append(s.own, j.Dst)
 	}
 	s.Base = merged
-	return s.merge(graph.NewImmediate(merged.Backend), jobs, []int32{0}, []float32{1})
+	x := graph.NewImmediate(merged.Backend)
+	defer x.Close()
+	return s.merge(x, jobs, []int32{0}, []float32{1})
 }
 
 // copyTargets is the model with memory of its own for the weights of some linear layers, and the jobs that fill them.
-func (p *Placed) copyTargets(list []Target, pair func(layer int, t Target) expertPair) (*Placed, []kernels.Merge, error) {
+func (p *Placed) copyTargets(list []Target, pair func(layer int, t Target) servedLinear) (*Placed, []kernels.Merge, error) {
 	c := *p
 	c.weights.Layers = slices.Clone(p.weights.Layers)
 	var jobs []kernels.Merge
@@ -132,6 +153,9 @@ func (p *Placed) copyTargets(list []Target, pair func(layer int, t Target) exper
 			src := p.weights.Layers[l].W[t]
 			dst, err := p.Backend.Alloc(p.Backend.Float(), src.Shape...)
 			if err != nil {
+				for _, j := range jobs {
+					p.Backend.Free(j.Dst)
+				}
 				return nil, nil, fmt.Errorf("a copy of the weights to merge experts into: %w", err)
 			}
 			c.weights.Layers[l].W[t] = dst

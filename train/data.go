@@ -21,7 +21,7 @@ type runData struct {
 func loadData(cfg Config, base *model.Base, catalog datasets.Catalog) (*runData, error) {
 	d := &runData{digests: map[string]string{}}
 	var err error
-	if d.encoder, err = newEncoder(base, cfg.Data.Template, cfg.Data.MaxLength, cfg.LearnEOS()); err != nil {
+	if d.encoder, err = NewEncoder(base, cfg.Data.Template, cfg.Data.MaxLength, cfg.LearnEOS()); err != nil {
 		return nil, err
 	}
 	tasks, err := loadTasks(catalog, cfg.Data.Tasks, cfg.Data.File, datasets.Train, cfg.Data.Limit)
@@ -48,21 +48,13 @@ func loadTasks(catalog datasets.Catalog, specs []string, file string, split data
 	}
 	tasks, err := catalog.LoadAll(specs, split)
 	for i := range tasks {
-		tasks[i] = firstItems(tasks[i], limit)
+		tasks[i] = tasks[i].First(limit)
 	}
 	return tasks, err
 }
 
-func firstItems(t datasets.Task, limit int) datasets.Task {
-	if limit > 0 {
-		t.Items = t.Items[:min(limit, len(t.Items))]
-		t.Pairs = t.Pairs[:min(limit, len(t.Pairs))]
-	}
-	return t
-}
-
-// newEncoder turns text into ids for a base; learnEOS puts its end-of-sequence token after the answers of pairs.
-func newEncoder(base *model.Base, template string, maxLength int, learnEOS bool) (datasets.Encoder, error) {
+// NewEncoder turns text into ids for a base; learnEOS puts its end-of-sequence token after the answers of pairs.
+func NewEncoder(base *model.Base, template string, maxLength int, learnEOS bool) (datasets.Encoder, error) {
 	e := datasets.Encoder{Special: true, EOS: -1, MaxLength: min(maxLength, base.Arch.Context)}
 	var err error
 	if e.Template, err = datasets.ParseTemplate(template); err != nil {
@@ -98,6 +90,20 @@ func (d *runData) sources(items []int) []string {
 	list := make([]string, len(items))
 	for i, k := range items {
 		list[i] = d.seqs[k].Source
+	}
+	return list
+}
+
+// verifyPrompts is how many prompts an export is verified on.
+const verifyPrompts = 4
+
+// prompts are some of the training sequences', from all over the data.
+func (d *runData) prompts() [][]int32 {
+	var list [][]int32
+	n := min(verifyPrompts, len(d.seqs))
+	for i := range n {
+		s := d.seqs[i*len(d.seqs)/n]
+		list = append(list, s.IDs[:s.Prompt])
 	}
 	return list
 }

@@ -2,8 +2,6 @@ package train
 
 import (
 	"context"
-	"fmt"
-	"path/filepath"
 	"time"
 
 	"loratrain/internal/graph"
@@ -38,7 +36,7 @@ func (r *run) finish(ctx context.Context) (*Outcome, error) {
 	if best := r.state.BestStep; best > 0 && best != r.state.Step {
 		out.Exported = best
 		host := kernels.NewHost(r.stepper.Params.Type, r.stepper.Params.Shape...)
-		if err := LoadAdapter(filepath.Join(r.folder.CheckpointsDir(), fmt.Sprintf("step-%d", best)), r.bank, host); err != nil {
+		if err := LoadAdapter(stepFolder(r.folder.CheckpointsDir(), best), r.bank, host); err != nil {
 			return nil, err
 		}
 		r.Backend.Write(r.stepper.Params, host)
@@ -53,25 +51,11 @@ func (r *run) finish(ctx context.Context) (*Outcome, error) {
 	}
 	out.EvalSeconds = time.Since(started).Seconds()
 	m := model.Adapted{Base: r.Base, Placed: r.placed, Bank: r.bank, Params: r.stepper.Params}
-	if out.Agreement, err = m.Export(r.folder.ExportDir(), r.verificationPrompts()); err != nil {
+	if out.Agreement, err = m.Export(r.folder.ExportDir(), r.data.prompts()); err != nil {
 		return nil, err
 	}
 	out.Base, out.Adapter = withoutResults(out.Base), withoutResults(out.Adapter)
 	return out, nil
-}
-
-// verifyPrompts is how many prompts an export is verified on.
-const verifyPrompts = 4
-
-// verificationPrompts are those of training sequences from all over the data.
-func (r *run) verificationPrompts() [][]int32 {
-	var list [][]int32
-	n := min(verifyPrompts, len(r.data.seqs))
-	for i := range n {
-		s := r.data.seqs[i*len(r.data.seqs)/n]
-		list = append(list, s.IDs[:s.Prompt])
-	}
-	return list
 }
 
 // withoutResults is scores without their items, for places that hold many of them.

@@ -227,16 +227,3 @@ func TestSampleSpoiltLogits(t *testing.T) {
 		}
 	}
 }
-
-func TestRandomStream(t *testing.T) {
-	for _, seed := range []int32{0, 1, -1, math.MaxInt32, math.MinInt32} {
-		for _, site := range []int{0, 1, 209} {
-			for _, i := range []int{0, 1, 1 << 20, math.MaxInt} {
-				want := kernels.Random(seed, seed^77, site, i)
-				if got := randomStream(seed, seed^77, site).at(i); got != want {
-					t.Errorf("seed %d, step %d, site %d, element %d: %#x, want %#x", seed, seed^77, site, i, got, want)
-				}
-			}
-		}
-	}
-}

@@ -150,40 +150,22 @@ func (e *engine[E]) Scale(y, x, factor kernels.Tensor) {
 }
 
 // Dropout zeroes elements with probability rate and divides the others by 1 - rate. Element i is zeroed if
-// the upper 24 bits of [Random](key[0], key[1], site, i) are below rate·2²⁴, so that the same call on a
+// the upper 24 bits of [Random](key[0], key[1], site).At(i) are below rate·2²⁴, so that the same call on a
 // gradient is its gradient. y, x of the same shape, key (2) i32: a seed and the step.
 func (e *engine[E]) Dropout(y, x, key kernels.Tensor, site int, rate float64) {
 	const op = "Dropout"
 	dst := flat[E](op, "y", y)
 	src, k := in[E](op, "x", x, y.Shape...), in[int32](op, "key", key, 2)
 	limit, keep := uint64(math.Ceil(rate*(1<<24))), E(1/(1-rate))
-	stream := randomStream(k[0], k[1], site)
+	stream := kernels.Random(k[0], k[1], site)
 	e.flatly(len(dst), 4, func(_ *worker[E], from, to int) {
 		y := dst[from:to]
 		for i, x := range src[from:to] {
 			x *= keep
-			if stream.at(from+i)>>40 < limit {
+			if stream.At(from+i)>>40 < limit {
 				x = 0
 			}
 			y[i] = x
 		}
 	})
-}
-
-// stream is kernels.Random with the work that is the same for all elements done once.
-type stream uint64
-
-func randomStream(seed, step int32, site int) stream {
-	z := mix(uint64(uint32(seed))<<32|uint64(uint32(step))) ^ uint64(site)*0xd1342543de82ef95
-	return stream(mix(z))
-}
-
-func (s stream) at(i int) uint64 { return mix(uint64(s) + uint64(i)) }
-
-// mix is the output function of splitmix64, as in package kernels.
-func mix(z uint64) uint64 {
-	z += 0x9e3779b97f4a7c15
-	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
-	z = (z ^ z>>27) * 0x94d049bb133111eb
-	return z ^ z>>31
 }

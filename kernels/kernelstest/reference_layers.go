@@ -183,7 +183,7 @@ func dropout(x matrix, key []int32, site int, rate float64) matrix {
 }
 
 func dropped(key []int32, site, i int, rate float64) bool {
-	return float64(kernels.Random(key[0], key[1], site, i)>>40) < rate*(1<<24)
+	return float64(kernels.Random(key[0], key[1], site).At(i)>>40) < rate*(1<<24)
 }
 
 func norm(g matrix) number {

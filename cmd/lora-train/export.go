@@ -1,0 +1,90 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"loratrain/model"
+	"loratrain/train"
+)
+
+func newExportCommand() *cobra.Command {
+	var compute computeFlags
+	var out, format, modelPath string
+	cmd := &cobra.Command{
+		Use:   "export RUN --out DIR",
+		Short: "Write a run's adapter for serving, or for Python's peft",
+		Long: `Export writes the adapter of a run, the best checkpoint if the run was measured while it trained and else the
+newest. The folder is read back and every way of decoding is compared on real prompts; what does not agree is deleted.`,
+		Example: `  lora-train export runs/my-run --out my-adapter
+  lora-train export runs/my-run --out my-adapter-peft --format peft`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return export(cmd, args[0], out, format, modelPath, compute)
+		},
+	}
+	cmd.Flags().StringVar(&out, "out", "", "the new folder")
+	cmd.Flags().StringVar(&format, "format", train.FormatSwitch, "switch: for serving; peft: an adapter of Python's peft for each expert")
+	cmd.Flags().StringVar(&modelPath, "model", "", "the run's base, if it is not where the run's config.yaml says")
+	compute.register(cmd)
+	return cmd
+}
+
+func export(cmd *cobra.Command, run, out, format, modelPath string, compute computeFlags) error {
+	if out == "" {
+		return usagef("name a new folder: --out my-adapter", "--out is missing")
+	}
+	if format != train.FormatSwitch && format != train.FormatPEFT {
+		return usagef(fmt.Sprintf("use %s or %s", train.FormatSwitch, train.FormatPEFT), "unknown format %q", format)
+	}
+	if kind, err := identify(run); err != nil {
+		return err
+	} else if kind != kindRun {
+		return failf("give a run's folder, as lora-train run makes it", "%s: %s, expected a run", run, kind)
+	}
+	path := filepath.Join(run, "config.yaml")
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return failf("restore the file from a backup: it says what the adapter is made of", "%w", err)
+	}
+	cfg, err := train.Parse(path, data)
+	if err != nil {
+		return err
+	}
+	backend, err := compute.open()
+	if err != nil {
+		return err
+	}
+	defer backend.Close()
+	if modelPath == "" {
+		modelPath = cfg.Model.Path
+	}
+	base, err := openModel(modelPath)
+	if err != nil {
+		return err
+	}
+	defer base.Close()
+	e, err := train.Export(cfg, train.RunOptions{Dir: run, Base: base, Backend: backend, Catalog: catalog(cfg.Data.Dir)}, out, format)
+	if err != nil {
+		return err
+	}
+	w := cmd.OutOrStdout()
+	fmt.Fprintf(w, "exported  step %d to %s\n", e.Step, out)
+	if format == train.FormatSwitch {
+		printAgreement(w, e.Agreement)
+	}
+	return nil
+}
+
+// printAgreement says what the verification of an export found.
+func printAgreement(w io.Writer, a model.Agreement) {
+	fmt.Fprintf(w, "verified  on %s: ", plural(a.Prompts, "prompt"))
+	if len(a.Modes) > 1 {
+		fmt.Fprintf(w, "modes %s, %s and %s agree to %.1g in the logits; ", a.Modes[0], a.Modes[1], a.Modes[2], a.Between)
+	}
+	fmt.Fprintf(w, "rounding to bf16 changes them by up to %.1g\n", a.Rounding)
+}

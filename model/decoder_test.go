@@ -1,0 +1,375 @@
+package model
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"loratrain/kernels"
+	"loratrain/kernels/cpu"
+	"loratrain/router"
+)
+
+// Every mode gives the logits and names the experts that the format's description asks for, a token at a time and after a
+// prompt, for every granularity. What was trained gives them too, once its routing is computed in the same precision.
+func TestDecoderAgainstTheFormat(t *testing.T) {
+	for _, model := range []string{"llama", "mistral", "qwen2", "qwen3"} {
+		eachKind(t, func(t *testing.T, spec AdapterSpec) {
+			t.Run(model, func(t *testing.T) {
+				m, _ := adapted(t, model, exact, spec, true)
+				s, e := served(t, m)
+				ids := randomIDs(1, m.Base.Arch.Vocab, 13)
+				byRouter, byTable := newNaive(m, e, false), newNaive(m, e, true)
+				routed, looked := byRouter.logits(ids), byTable.logits(ids)
+				trained, err := m.logits(prefixes(ids))
+				if err != nil {
+					t.Fatal(err)
+				}
+				for i := range ids {
+					agree(t, fmt.Sprintf("trained adapter, token %d", i), trained[i], routed[i], 1e-9)
+				}
+				for _, mode := range Modes(spec.Granularity) {
+					ref, want := byTable, looked
+					if mode == Layerwise {
+						ref, want = byRouter, routed
+					}
+					for _, prompt := range []int{0, 1, 9} {
+						d := mustDecoder(t, m.Placed, s, mode, len(ids))
+						what := fmt.Sprintf("%s, prompt of %d", mode, prompt)
+						if prompt > 0 {
+							agree(t, what, mustFeed(t, d, ids[:prompt]...), want[prompt-1], 1e-9)
+							sameExperts(t, what, d.Experts(), ref.experts(prompt-1))
+						}
+						for i := prompt; i < len(ids); i++ {
+							at := fmt.Sprintf("%s, then token %d", what, i)
+							agree(t, at, mustFeed(t, d, ids[i]), want[i], 1e-9)
+							sameExperts(t, at, d.Experts(), ref.experts(i))
+						}
+					}
+				}
+			})
+		})
+	}
+}
+
+// prefixes is the sequences that end at each token.
+func prefixes(ids []int32) [][]int32 {
+	var list [][]int32
+	for i := range ids {
+		list = append(list, ids[:i+1])
+	}
+	return list
+}
+
+func sameExperts(t *testing.T, what string, got, want [][]int32) {
+	t.Helper()
+	if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
+		t.Fatalf("%s: experts (-want +got):\n%s", what, diff)
+	}
+}
+
+// The base alone decodes in any mode, and reports no experts.
+func TestDecoderOfTheBase(t *testing.T) {
+	m, _ := adapted(t, "mistral", exact, specOf(router.Token, 0), true)
+	ids := randomIDs(2, m.Base.Arch.Vocab, 9)
+	want := newNaive(m, nil, false).logits(ids)
+	for _, mode := range Modes(router.Token) {
+		d := mustDecoder(t, m.Placed, nil, mode, len(ids))
+		for i, id := range ids {
+			agree(t, fmt.Sprintf("%s, token %d", mode, i), mustFeed(t, d, id), want[i], 1e-9)
+		}
+		if got := d.Experts(); got != nil {
+			t.Errorf("%s: the base uses experts %v", mode, got)
+		}
+	}
+}
+
+// A serving copy that was switched two hundred times is, bit for bit, one that was merged once.
+func TestMergedDoesNotDrift(t *testing.T) {
+	for _, shared := range []int{0, 5} {
+		m, _ := adapted(t, "llama", cpu.Options{}, specOf(router.Token, shared), false)
+		s, _ := served(t, m)
+		vocab := m.Base.Arch.Vocab
+		worn := mustDecoder(t, m.Placed, s, Merged, positions)
+		for i, id := range randomIDs(5, vocab, 200) {
+			if i%positions == 0 {
+				worn.Reset()
+			}
+			mustFeed(t, worn, id)
+		}
+		worn.Reset()
+		fresh := mustDecoder(t, m.Placed, s, Merged, positions)
+		for i, id := range randomIDs(6, vocab, 20) {
+			if got, want := mustFeed(t, worn, id), mustFeed(t, fresh, id); !slices.Equal(got, want) {
+				t.Fatalf("shared %d: the logits after token %d differ from a new decoder's", shared, i)
+			}
+			once := mustDecoder(t, m.Placed, s, Merged, 1)
+			mustFeed(t, once, id)
+			for k := range worn.jobs {
+				if !bytes.Equal(worn.jobs[k].Dst.Mem.(kernels.Host), once.jobs[k].Dst.Mem.(kernels.Host)) {
+					t.Fatalf("shared %d: after token %d, merged weight %d differs from one merged once", shared, i, k)
+				}
+			}
+		}
+	}
+}
+
+// The weights that a merge starts from stay as they are: the base's file, and the copy that holds the shared expert.
+func TestMergedLeavesItsSources(t *testing.T) {
+	m, _ := adapted(t, "llama", cpu.Options{}, specOf(router.Token, 5), false)
+	s, _ := served(t, m)
+	digest := digestOf(slotList(m.Base))
+	d := mustDecoder(t, m.Placed, s, Merged, 8)
+	var before [][]byte
+	for _, j := range d.jobs {
+		before = append(before, bytes.Clone(j.Src.Mem.(kernels.Host)))
+	}
+	for _, id := range randomIDs(8, m.Base.Arch.Vocab, 8) {
+		mustFeed(t, d, id)
+	}
+	for k, j := range d.jobs {
+		if !bytes.Equal(before[k], j.Src.Mem.(kernels.Host)) {
+			t.Errorf("the source of merge %d has changed", k)
+		}
+	}
+	if now := digestOf(slotList(m.Base)); now != digest {
+		t.Errorf("the base's digest has become %s", now)
+	}
+}
+
+// slotList is every tensor of a model as digests take them.
+func slotList(b *Base) []slot {
+	var list []slot
+	for name, t := range slotsOf(b) {
+		list = append(list, slot{name: name, dst: &t})
+	}
+	return list
+}
+
+// After Reset nothing of the sequence before is seen, though its keys and values are still in the cache.
+func TestDecoderReset(t *testing.T) {
+	eachKind(t, func(t *testing.T, spec AdapterSpec) {
+		m, _ := adapted(t, "llama", cpu.Options{}, spec, false)
+		s, _ := served(t, m)
+		for _, mode := range Modes(spec.Granularity) {
+			used, fresh := mustDecoder(t, m.Placed, s, mode, 12), mustDecoder(t, m.Placed, s, mode, 12)
+			mustFeed(t, used, randomIDs(3, m.Base.Arch.Vocab, 12)...)
+			if room := used.Room(); room != 0 {
+				t.Errorf("%s: room for %d tokens in a full context", mode, room)
+			}
+			used.Reset()
+			if room := used.Room(); room != 12 {
+				t.Errorf("%s: room for %d tokens after Reset, want 12", mode, room)
+			}
+			for i, id := range randomIDs(4, m.Base.Arch.Vocab, 12) {
+				if got, want := mustFeed(t, used, id), mustFeed(t, fresh, id); !slices.Equal(got, want) {
+					t.Fatalf("%s: after Reset, the logits of token %d are not a new decoder's", mode, i)
+				}
+			}
+		}
+	})
+}
+
+func TestDecoderRefuses(t *testing.T) {
+	m, _ := adapted(t, "llama", cpu.Options{}, specOf(router.Block, 0), false)
+	s, _ := served(t, m)
+	for _, c := range []struct {
+		mode    Mode
+		adapter *Served
+		context int
+		want    string
+	}{
+		{Fused, s, 4, "mode fused needs one decision per token, this adapter decides per block\nuse --mode layerwise"},
+		{Merged, s, 4, "mode merged needs one decision per token, this adapter decides per block\nuse --mode layerwise"},
+		{"fast", s, 4, "unknown mode \"fast\"\nuse one of [fused merged layerwise]"},
+		{Layerwise, s, positions + 1, "a context of 49 tokens, the model was placed for 48"},
+		{Fused, nil, positions + 1, "a context of 49 tokens, the model was placed for 48"},
+		{Fused, nil, -1, "cache of -1 positions: tensor f32[-1 16]: expected dimensions of at least 0"},
+	} {
+		d, err := NewDecoder(m.Placed, c.adapter, c.mode, c.context)
+		if err == nil {
+			d.Close()
+		}
+		if fmt.Sprint(err) != c.want {
+			t.Errorf("mode %s, context %d: error %v, want %s", c.mode, c.context, err, c.want)
+		}
+	}
+}
+
+// A token or a prompt that is refused leaves the decoder as it was.
+func TestFeedRefuses(t *testing.T) {
+	m, _ := adapted(t, "llama", cpu.Options{}, specOf(router.Token, 0), false)
+	s, _ := served(t, m)
+	const advice = "\nuse the tokenizer that belongs to the model"
+	for _, mode := range Modes(router.Token) {
+		d, undisturbed := mustDecoder(t, m.Placed, s, mode, 4), mustDecoder(t, m.Placed, s, mode, 4)
+		for _, c := range []struct {
+			ids  []int32
+			want string
+		}{
+			{nil, "no tokens to run\ngive a prompt of at least one token"},
+			{[]int32{97}, "token 97, the model has ids below 97" + advice},
+			{[]int32{1, -1, 2}, "token -1, the model has ids below 97" + advice},
+			{[]int32{1, 2, 3, 4}, "4 tokens after 1 do not fit a context of 4\nshorten the prompt or raise --context"},
+		} {
+			d.Reset()
+			undisturbed.Reset()
+			mustFeed(t, d, 5)
+			mustFeed(t, undisturbed, 5)
+			before := d.Logits()
+			if err := d.Feed(c.ids...); fmt.Sprint(err) != c.want {
+				t.Errorf("%s: feeding %v: error %v, want %s", mode, c.ids, err, c.want)
+			}
+			if !slices.Equal(d.Logits(), before) || d.Room() != 3 {
+				t.Errorf("%s: feeding %v, which is refused, changes the decoder", mode, c.ids)
+			}
+			if got, want := mustFeed(t, d, 6, 7, 96), mustFeed(t, undisturbed, 6, 7, 96); !slices.Equal(got, want) {
+				t.Errorf("%s: after %v, which was refused, the logits differ", mode, c.ids)
+			}
+		}
+	}
+}
+
+// Memory that cannot be had is an error wherever it happens, gives back what was taken, and decoding goes on when there is some.
+func TestDecoderOutOfMemory(t *testing.T) {
+	eachKind(t, func(t *testing.T, spec AdapterSpec) {
+		m, b := adapted(t, "llama", cpu.Options{}, spec, false)
+		s, _ := served(t, m)
+		ids := randomIDs(9, m.Base.Arch.Vocab, 5)
+		for _, mode := range Modes(spec.Granularity) {
+			held := len(b.held)
+			var d *Decoder
+			for n := 0; ; n++ {
+				b.left = n
+				var err error
+				if d, err = NewDecoder(m.Placed, s, mode, 8); err == nil {
+					break
+				}
+				if !errors.Is(err, errNoMemory) {
+					t.Fatalf("%s: with %d allocations: %v", mode, n, err)
+				}
+				b.lose()
+				if len(b.held) != held {
+					t.Fatalf("%s: with %d allocations, %d tensors are not given back", mode, n, len(b.held)-held)
+				}
+			}
+			failures := 0
+			for b.left = 0; ; failures++ {
+				err := d.Feed(ids...)
+				if err == nil {
+					break
+				}
+				if !errors.Is(err, errNoMemory) || d.Room() != 8 {
+					t.Fatalf("%s: out of memory: room for %d, error %v", mode, d.Room(), err)
+				}
+				b.left = failures + 1
+			}
+			b.left = -1
+			if failures == 0 {
+				t.Errorf("%s: a pass needs no memory", mode)
+			}
+			fresh := mustDecoder(t, m.Placed, s, mode, 8)
+			if got, want := d.Logits(), mustFeed(t, fresh, ids...); !slices.Equal(got, want) {
+				t.Errorf("%s: the logits after memory ran out %d times differ from a new decoder's", mode, failures)
+			}
+			if got, want := mustFeed(t, d, 3), mustFeed(t, fresh, 3); !slices.Equal(got, want) {
+				t.Errorf("%s: and so do those of the next token", mode)
+			}
+			d.Close()
+			fresh.Close()
+			b.lose()
+			if len(b.held) != held {
+				t.Errorf("%s: %d tensors are not given back", mode, len(b.held)-held)
+			}
+		}
+	})
+}
+
+// Decoding takes no more memory with every token.
+func TestDecodingHoldsItsMemory(t *testing.T) {
+	eachKind(t, func(t *testing.T, spec AdapterSpec) {
+		m, b := adapted(t, "llama", cpu.Options{}, spec, false)
+		s, _ := served(t, m)
+		for _, mode := range Modes(spec.Granularity) {
+			d := mustDecoder(t, m.Placed, s, mode, 40)
+			ids := randomIDs(10, m.Base.Arch.Vocab, 40)
+			for range 2 {
+				mustFeed(t, d, ids[0])
+				d.Experts()
+			}
+			if _, err := d.Sample(kernels.Sampling{}, 0); err != nil {
+				t.Fatal(err)
+			}
+			b.left = 0
+			for _, id := range ids[2:] {
+				mustFeed(t, d, id)
+				if _, err := d.Sample(kernels.Sampling{}, 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b.left = -1
+			d.Close()
+		}
+	})
+}
+
+func TestSample(t *testing.T) {
+	m, _ := adapted(t, "llama", cpu.Options{}, specOf(router.None, 0), false)
+	d := mustDecoder(t, m.Placed, nil, Fused, 4)
+	logits := mustFeed(t, d, 11, 12)
+	order := make([]int32, len(logits))
+	for i := range order {
+		order[i] = int32(i)
+	}
+	slices.SortStableFunc(order, func(a, b int32) int {
+		switch {
+		case logits[a] > logits[b]:
+			return -1
+		case logits[a] < logits[b]:
+			return 1
+		}
+		return 0
+	})
+	for _, c := range []struct {
+		rule kernels.Sampling
+		u    float32
+		want int32
+	}{
+		{kernels.Sampling{}, 0.99, order[0]},
+		{kernels.Sampling{Temperature: 1}, 0, order[0]},
+		{kernels.Sampling{Temperature: 1e6, TopK: 3}, 0.999, order[2]},
+		{kernels.Sampling{Temperature: 1e6, TopK: 3}, 0.5, order[1]},
+		{kernels.Sampling{Temperature: 1, TopP: 1e-6}, 0.999, order[0]},
+	} {
+		got, err := d.Sample(c.rule, c.u)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got != c.want {
+			t.Errorf("%+v, u = %g: token %d, want %d", c.rule, c.u, got, c.want)
+		}
+	}
+}
+
+func TestParseMode(t *testing.T) {
+	for _, g := range router.Granularities() {
+		for _, m := range []Mode{Fused, Merged, Layerwise} {
+			got, err := ParseMode(string(m), g)
+			if slices.Contains(Modes(g), m) {
+				if got != m || err != nil {
+					t.Errorf("mode %s of granularity %s is %q, %v", m, g, got, err)
+				}
+				continue
+			}
+			want := fmt.Sprintf("mode %s needs one decision per token, this adapter decides per %s\nuse --mode layerwise", m, g)
+			if fmt.Sprint(err) != want {
+				t.Errorf("mode %s of granularity %s: error %v, want %s", m, g, err, want)
+			}
+		}
+	}
+}
