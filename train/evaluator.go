@@ -92,16 +92,22 @@ func (e *Evaluator) Evaluate(ctx context.Context, task datasets.Task, ad Adapter
 		return Score{}, err
 	}
 	s.Loss /= float64(goldTokens)
+	right, rightNorm := 0, 0
 	for i := range results {
 		r, perChar := &results[i], make([]float64, len(results[i].LogLikelihood))
 		for o, ll := range r.LogLikelihood {
 			perChar[o] = ll / float64(max(1, groups[i].Branches[o].Chars))
 		}
 		r.Prediction, r.PredictionNorm = argmax(r.LogLikelihood), argmax(perChar)
-		s.Acc += share(r.Prediction == r.Gold, len(results))
-		s.AccNorm += share(r.PredictionNorm == r.Gold, len(results))
+		if r.Prediction == r.Gold {
+			right++
+		}
+		if r.PredictionNorm == r.Gold {
+			rightNorm++
+		}
 	}
-	s.AccErr, s.AccNormErr = stdErr(s.Acc, len(results)), stdErr(s.AccNorm, len(results))
+	s.Acc, s.AccErr = accuracy(right, len(results))
+	s.AccNorm, s.AccNormErr = accuracy(rightNorm, len(results))
 	s.Chance, s.Majority = datasets.Chance(task.Items), datasets.Majority(task.Items)
 	return s, nil
 }
@@ -233,17 +239,11 @@ func argmax(xs []float64) int {
 	return best
 }
 
-func share(ok bool, n int) float64 {
-	if ok {
-		return 1 / float64(n)
+// accuracy is the share of n that is right and its standard error as lm-evaluation-harness has it, of the sample's deviation.
+func accuracy(right, n int) (mean, stderr float64) {
+	mean = float64(right) / float64(n)
+	if n > 1 {
+		stderr = math.Sqrt(mean * (1 - mean) / float64(n-1))
 	}
-	return 0
-}
-
-// stdErr is the standard error of a mean of n numbers that are 0 or 1, as lm-evaluation-harness has it (sample deviation).
-func stdErr(mean float64, n int) float64 {
-	if n < 2 {
-		return 0
-	}
-	return math.Sqrt(mean * (1 - mean) / float64(n-1))
+	return mean, stderr
 }
