@@ -57,11 +57,12 @@ func (m Adapted) ExportPEFT(dir string) error {
 
 // Agreement is what the verification of an export measured, on float32 logits.
 type Agreement struct {
-	Prompts int
-	Modes   []Mode
+	Prompts int    `json:"prompts"`
+	Modes   []Mode `json:"modes"`
 	// Between is the largest difference between two modes on the exported weights, Rounding that between the export and the
 	// adapter it was made from.
-	Between, Rounding float64
+	Between  float64 `json:"between"`
+	Rounding float64 `json:"rounding"`
 }
 
 // tolerance is how far modes may differ on the same weights, relative to the largest logit where that is above 1. They add the

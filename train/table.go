@@ -8,7 +8,7 @@ import (
 	"text/tabwriter"
 )
 
-// WriteTable prints scores of a base and, where there is one, of an adapter on the same tasks.
+// WriteTable prints scores of a base and of an adapter on the same tasks; either may be nil.
 func WriteTable(w io.Writer, base, adapter []Score) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	header := []string{"task", "items", "metric", "chance", "majority"}
