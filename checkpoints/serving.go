@@ -23,8 +23,10 @@ type Serving struct {
 // WriteServing writes the serving folder dir, which must not exist. The tensors
 // have the names and shapes of FORMAT.md; those it stores as BF16 may be given
 // as F32 and are rounded to nearest, ties to even. What [OpenServing] would
-// refuse is refused here, and then nothing is left behind.
-func WriteServing(dir string, c Config, tensors []Tensor) error {
+// refuse is refused here, and then nothing is left behind. checks look at the
+// folder, complete but still under another path, before it appears as dir; an
+// error of theirs is returned and the folder deleted.
+func WriteServing(dir string, c Config, tensors []Tensor, checks ...func(path string) error) error {
 	tensors, err := servingTensors(c, tensors)
 	if err != nil {
 		return fmt.Errorf("%s: %w", dir, err)
@@ -40,6 +42,11 @@ func WriteServing(dir string, c Config, tensors []Tensor) error {
 	_, err = f.writeTensors(tensorFile, tensors, map[string]string{"format": servingFormat, "version": fmt.Sprint(servingVersion)}, true)
 	if err == nil {
 		err = f.WriteFile(configFile, config)
+	}
+	for _, check := range checks {
+		if err == nil {
+			err = check(f.Path())
+		}
 	}
 	if err == nil {
 		err = f.Commit()

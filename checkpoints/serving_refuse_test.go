@@ -60,7 +60,7 @@ func TestWriteServingRefuses(t *testing.T) {
 		if c.tensors != nil {
 			tensors = c.tensors(tensors)
 		}
-		for kind, write := range map[string]func(string, Config, []Tensor) error{"serving": WriteServing, "PEFT": WritePEFT} {
+		for kind, write := range writers {
 			err := write(dir, config, tensors)
 			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), dir) {
 				t.Errorf("%s, %s: got %v, want the folder and %q", name, kind, err, c.want)

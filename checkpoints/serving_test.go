@@ -3,6 +3,7 @@ package checkpoints
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -221,11 +222,39 @@ func TestCheckBase(t *testing.T) {
 	}
 }
 
+// writers are both ways of writing an adapter.
+var writers = map[string]func(string, Config, []Tensor) error{
+	"serving": func(dir string, c Config, tensors []Tensor) error { return WriteServing(dir, c, tensors) },
+	"PEFT":    WritePEFT,
+}
+
+// A folder that a check refuses is never seen, and the check sees it complete.
+func TestWriteServingChecksBeforeItAppears(t *testing.T) {
+	c, dir := oddConfig(PerToken, 0), filepath.Join(t.TempDir(), "export")
+	refused, looked := errors.New("refused"), 0
+	err := WriteServing(dir, c, tensorsFor(c), func(path string) error {
+		looked++
+		if _, err := os.Stat(dir); err == nil {
+			t.Error("the folder was there before it was checked")
+		}
+		s, err := OpenServing(path)
+		if err != nil {
+			t.Errorf("the folder that is to be checked: %v", err)
+			return nil
+		}
+		return errors.Join(s.Close(), refused)
+	}, func(string) error { t.Error("checked again after a refusal"); return nil })
+	if !errors.Is(err, refused) || looked != 1 {
+		t.Errorf("got %v after %d checks, want the refusal", err, looked)
+	}
+	wantNames(t, "refused", filepath.Dir(dir))
+}
+
 func TestWriteServingIsRefusedAFolderThatExists(t *testing.T) {
 	c := oddConfig(Unrouted, 0)
 	dir := written(t, c, nil)
 	before := read(t, dir, tensorFile)
-	for name, write := range map[string]func(string, Config, []Tensor) error{"serving": WriteServing, "PEFT": WritePEFT} {
+	for name, write := range writers {
 		if err := write(dir, c, tensorsFor(c)); err == nil || !strings.Contains(err.Error(), ErrExists.Error()) {
 			t.Errorf("%s: got %v, want ErrExists", name, err)
 		}

@@ -40,7 +40,7 @@ const positions = 48
 
 // adapted is a tiny model with an adapter in which every number matters: B is not zero and routers are decided.
 // With rounded, the experts are such that an export holds them exactly.
-func adapted(t *testing.T, model string, o cpu.Options, spec AdapterSpec, rounded bool) (Adapted, *counter) {
+func adapted(t testing.TB, model string, o cpu.Options, spec AdapterSpec, rounded bool) (Adapted, *counter) {
 	t.Helper()
 	base, b := mustOpen(t, goldenModel(model)), newCounter(t, o)
 	placed, err := Place(b, base.Arch, base.Weights, positions)
@@ -72,7 +72,7 @@ func adapted(t *testing.T, model string, o cpu.Options, spec AdapterSpec, rounde
 }
 
 // served writes the export of an adapter, unverified, and opens it.
-func served(t *testing.T, m Adapted) (*Served, *checkpoints.Serving) {
+func served(t testing.TB, m Adapted) (*Served, *checkpoints.Serving) {
 	t.Helper()
 	tensors, err := m.tensors()
 	if err != nil {
@@ -99,7 +99,7 @@ func served(t *testing.T, m Adapted) (*Served, *checkpoints.Serving) {
 	return s, e
 }
 
-func mustDecoder(t *testing.T, base *Placed, s *Served, mode Mode, context int) *Decoder {
+func mustDecoder(t testing.TB, base *Placed, s *Served, mode Mode, context int) *Decoder {
 	t.Helper()
 	d, err := NewDecoder(base, s, mode, context)
 	if err != nil {

@@ -26,14 +26,6 @@ type AdapterSpec struct {
 // Scale is s = alpha / rank, for the shared expert too.
 func (s AdapterSpec) Scale() float64 { return s.Alpha / float64(s.Rank) }
 
-// routed is the experts that a router chooses among, for plain LoRA none.
-func (s AdapterSpec) routed() int {
-	if s.Granularity == router.None {
-		return 0
-	}
-	return s.Experts
-}
-
 // Columns is C = E·R + S, the width of a dense bank.
 func (s AdapterSpec) Columns() int { return s.Experts*s.Rank + s.Shared }
 

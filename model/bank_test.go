@@ -203,18 +203,30 @@ func TestBankLoadRefuses(t *testing.T) {
 		edit func(list []checkpoints.Tensor, at int) []checkpoints.Tensor
 		want string
 	}{
-		{"missing", func(l []checkpoints.Tensor, at int) []checkpoints.Tensor { return slices.Delete(l, at, at+1) },
-			`no tensor "` + name + `", which an adapter of these settings has`},
-		{"other shape, same size", func(l []checkpoints.Tensor, at int) []checkpoints.Tensor { l[at].Shape = []int{3, 2, 12}; return l },
-			`tensor "` + name + `" has shape [3 2 12], expected [2 3 12]`},
-		{"flat", func(l []checkpoints.Tensor, at int) []checkpoints.Tensor { l[at].Shape = []int{72}; return l },
-			`tensor "` + name + `" has shape [72], expected [2 3 12]`},
-		{"too short", func(l []checkpoints.Tensor, at int) []checkpoints.Tensor { l[at].Data = l[at].Data[:280]; return l },
-			`tensor "` + name + `" of type F32 and shape [2 3 12] has 280 bytes`},
-		{"whole numbers", func(l []checkpoints.Tensor, at int) []checkpoints.Tensor { l[at].Type = "I32"; return l },
-			`tensor "` + name + `" has type I32, expected F32, F64 or BF16`},
-		{"half precision", func(l []checkpoints.Tensor, at int) []checkpoints.Tensor { l[at].Type = "F16"; return l },
-			`tensor "` + name + `" has type F16, which is not supported`},
+		{
+			"missing", func(l []checkpoints.Tensor, at int) []checkpoints.Tensor { return slices.Delete(l, at, at+1) },
+			`no tensor "` + name + `", which an adapter of these settings has`,
+		},
+		{
+			"other shape, same size", func(l []checkpoints.Tensor, at int) []checkpoints.Tensor { l[at].Shape = []int{3, 2, 12}; return l },
+			`tensor "` + name + `" has shape [3 2 12], expected [2 3 12]`,
+		},
+		{
+			"flat", func(l []checkpoints.Tensor, at int) []checkpoints.Tensor { l[at].Shape = []int{72}; return l },
+			`tensor "` + name + `" has shape [72], expected [2 3 12]`,
+		},
+		{
+			"too short", func(l []checkpoints.Tensor, at int) []checkpoints.Tensor { l[at].Data = l[at].Data[:280]; return l },
+			`tensor "` + name + `" of type F32 and shape [2 3 12] has 280 bytes`,
+		},
+		{
+			"whole numbers", func(l []checkpoints.Tensor, at int) []checkpoints.Tensor { l[at].Type = "I32"; return l },
+			`tensor "` + name + `" has type I32, expected F32, F64 or BF16`,
+		},
+		{
+			"half precision", func(l []checkpoints.Tensor, at int) []checkpoints.Tensor { l[at].Type = "F16"; return l },
+			`tensor "` + name + `" has type F16, which is not supported`,
+		},
 		{"more", func(l []checkpoints.Tensor, at int) []checkpoints.Tensor {
 			for _, extra := range []string{"z", "model.layers.2.self_attn.k_proj.lora_A", "y"} {
 				l = append(l, checkpoints.Tensor{Name: extra, Type: "F32", Shape: []int{0}})

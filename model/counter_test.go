@@ -17,6 +17,7 @@ type counter struct {
 	kernels.Backend
 	held   map[*byte]kernels.Tensor
 	left   int // allocations that succeed; negative: all
+	places int // the same of Place
 	faults []string
 	// skew of Merge's scale, for a backend that is wrong; 0: none
 	skew float64
@@ -25,13 +26,13 @@ type counter struct {
 var errNoMemory = errors.New("no memory")
 
 // newCounter is a counter whose test fails if anything is still lent at its end.
-func newCounter(t *testing.T, o cpu.Options) *counter {
+func newCounter(t testing.TB, o cpu.Options) *counter {
 	t.Helper()
 	b, err := cpu.New(o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &counter{Backend: b, held: map[*byte]kernels.Tensor{}, left: -1}
+	c := &counter{Backend: b, held: map[*byte]kernels.Tensor{}, left: -1, places: -1}
 	t.Cleanup(func() {
 		if err := c.Close(); err != nil {
 			t.Error(err)
@@ -53,6 +54,14 @@ func (c *counter) Alloc(typ kernels.Type, shape ...int) (kernels.Tensor, error) 
 		c.held[address(t)] = t
 	}
 	return t, err
+}
+
+func (c *counter) Place(host kernels.Tensor) (kernels.Tensor, error) {
+	if c.places == 0 {
+		return kernels.Tensor{}, errNoMemory
+	}
+	c.places--
+	return c.Backend.Place(host)
 }
 
 func (c *counter) Free(t kernels.Tensor) {
@@ -87,7 +96,7 @@ func (c *counter) lose() {
 }
 
 // settled reports memory that is still lent, and wrong frees.
-func (c *counter) settled(t *testing.T) {
+func (c *counter) settled(t testing.TB) {
 	t.Helper()
 	var list []string
 	for _, held := range c.held {

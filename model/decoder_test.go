@@ -318,6 +318,29 @@ func TestDecodingHoldsItsMemory(t *testing.T) {
 	})
 }
 
+// A step of a tiny model is what a decoder costs besides arithmetic.
+func BenchmarkStep(b *testing.B) {
+	for _, spec := range []AdapterSpec{specOf(router.Token, 0), specOf(router.Layer, 0)} {
+		for _, mode := range Modes(spec.Granularity) {
+			b.Run(fmt.Sprintf("%s/%s", spec.Granularity, mode), func(b *testing.B) {
+				m, _ := adapted(b, "llama", cpu.Options{}, spec, false)
+				s, _ := served(b, m)
+				d := mustDecoder(b, m.Placed, s, mode, positions)
+				ids := randomIDs(1, m.Base.Arch.Vocab, positions)
+				b.ReportAllocs()
+				for i := 0; b.Loop(); i++ {
+					if i%positions == 0 {
+						d.Reset()
+					}
+					if err := d.Feed(ids[i%positions]); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
+	}
+}
+
 func TestSample(t *testing.T) {
 	m, _ := adapted(t, "llama", cpu.Options{}, specOf(router.None, 0), false)
 	d := mustDecoder(t, m.Placed, nil, Fused, 4)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"math"
-	"os"
 	"slices"
 
 	"loratrain/checkpoints"
@@ -70,7 +69,7 @@ type Agreement struct {
 const tolerance = 1e-4
 
 // Export writes the serving folder, reads it back, and runs every mode that applies on prompts, ids that real text gave, at least
-// one. What does not agree is deleted again.
+// one. What does not agree is deleted and never seen as dir.
 func (m Adapted) Export(dir string, prompts [][]int32) (Agreement, error) {
 	if len(prompts) == 0 {
 		return Agreement{}, fmt.Errorf("%s: no prompts to verify the export with", dir)
@@ -80,17 +79,14 @@ func (m Adapted) Export(dir string, prompts [][]int32) (Agreement, error) {
 	if err != nil {
 		return Agreement{}, err
 	}
-	if err := checkpoints.WriteServing(dir, c, tensors); err != nil {
-		return Agreement{}, err
-	}
-	a, err := m.verify(dir, c, tensors, prompts)
-	if err != nil {
-		if gone := os.RemoveAll(dir); gone != nil {
-			return a, fmt.Errorf("%w (and it could not be deleted: %v)", err, gone)
+	var a Agreement
+	err = checkpoints.WriteServing(dir, c, tensors, func(written string) (err error) {
+		if a, err = m.verify(written, c, tensors, prompts); err != nil {
+			err = fmt.Errorf("%s: %w", dir, err)
 		}
-		return a, err
-	}
-	return a, nil
+		return err
+	})
+	return a, err
 }
 
 // tableRows is how many token ids are routed at once.
@@ -137,7 +133,7 @@ func (m Adapted) verify(dir string, c checkpoints.Config, tensors []checkpoints.
 		return a, err
 	}
 	if err := sameNumbers(e, tensors); err != nil {
-		return a, fmt.Errorf("%s: %w\nthe export was deleted; check the disk", dir, err)
+		return a, fmt.Errorf("%w\nnothing was exported; check the disk", err)
 	}
 	s, err := Serve(m.Placed, e)
 	if err != nil {
@@ -151,7 +147,7 @@ func (m Adapted) verify(dir string, c checkpoints.Config, tensors []checkpoints.
 	logits := make([][][]float64, len(a.Modes)) // mode, prompt
 	for i, mode := range a.Modes {
 		if logits[i], err = decodeAll(m.Placed, s, mode, context, prompts); err != nil {
-			return a, fmt.Errorf("%s: mode %s: %w", dir, mode, err)
+			return a, fmt.Errorf("mode %s: %w", mode, err)
 		}
 	}
 	trained, err := m.logits(prompts)
@@ -167,8 +163,8 @@ func (m Adapted) verify(dir string, c checkpoints.Config, tensors []checkpoints.
 			diff := distance(logits[0][p], logits[i][p])
 			a.Between = max(a.Between, diff)
 			if !(diff <= tolerance*largest) {
-				return a, fmt.Errorf("%s: modes %s and %s differ by %.2g in the logits after prompt %d\nthe export was deleted; please report this with the run's config.yaml",
-					dir, a.Modes[0], a.Modes[i], diff, p+1)
+				return a, fmt.Errorf("modes %s and %s differ by %.2g in the logits after prompt %d\nnothing was exported; please report this with the run's config.yaml",
+					a.Modes[0], a.Modes[i], diff, p+1)
 			}
 		}
 		a.Rounding = max(a.Rounding, distance(trained[p], logits[0][p]))

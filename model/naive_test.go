@@ -18,8 +18,9 @@ type naive struct {
 	e     *checkpoints.Serving // nil: the base alone
 	table bool                 // take the experts of a token-wise router from the table
 
-	gates   [][]float64 // (T, E), in force
-	choices [][][]int32 // a router: (T, 2)
+	gates      [][]float64 // (T, E), in force
+	tokenGates [][]float64 // (T, E), of a token-wise router
+	choices    [][][]int32 // a router: (T, 2)
 }
 
 func newNaive(m Adapted, e *checkpoints.Serving, table bool) *naive {
@@ -232,6 +233,7 @@ func (n *naive) logits(ids []int32) [][]float64 {
 			n.lookUp(ids)
 		} else if l == 0 {
 			n.decide(h, tokenRouter)
+			n.tokenGates = n.gates
 		}
 		q, k, v := n.linear(h, l, QProj), n.linear(h, l, KProj), n.linear(h, l, VProj)
 		if n.arch.QKNorm {

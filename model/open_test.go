@@ -23,7 +23,7 @@ var tinyModels = []string{"llama", "llama31", "mistral", "qwen2", "qwen3"}
 
 func goldenModel(name string) string { return filepath.Join(*golden, "tiny-"+name) }
 
-func mustOpen(t *testing.T, path string) *Base {
+func mustOpen(t testing.TB, path string) *Base {
 	t.Helper()
 	b, err := Open(path)
 	if err != nil {

@@ -106,6 +106,7 @@ func (f *generateFlags) run(cmd *cobra.Command) error {
 	}
 	g := generation{
 		tokens: tokens, rule: f.rule, most: f.maxTokens, seed: f.seed, special: f.special, text: cmd.OutOrStdout(),
+		report: f.json,
 		result: generated{Model: a.base.Name, Adapter: f.adapter, Backend: b.String(), Prompt: f.prompt},
 	}
 	if f.json {
@@ -229,6 +230,7 @@ type generation struct {
 	seed    uint64
 	special bool
 	text    io.Writer // where it goes as it comes
+	report  bool      // note the experts of every token, which the decoder must be asked for
 
 	result generated
 	all    strings.Builder

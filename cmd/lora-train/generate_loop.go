@@ -97,6 +97,9 @@ func (g *generation) decode(ctx context.Context) error {
 			return err
 		}
 		g.fed++
+		if !g.report {
+			continue
+		}
 		if experts := g.decoder.Experts(); len(experts) > 0 {
 			own := make([][]int32, len(experts))
 			for i, pair := range experts {

@@ -39,7 +39,7 @@ func newGeneration(t *testing.T, export, mode string, most int) *generation {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := &generation{tokens: a.base.Tokenizer, most: most, text: io.Discard}
+	g := &generation{tokens: a.base.Tokenizer, most: most, text: io.Discard, report: true}
 	g.result.PromptIDs = prompt
 	release, err := g.prepare(b, a, mode, len(prompt)+most)
 	if err != nil {
