@@ -223,6 +223,7 @@ type Decoding interface {
 
 	// Sample chooses a token for each row of logits: the temperature divides the logits, TopK and then TopP leave
 	// some of them, and the token is the first whose cumulative probability, largest first, exceeds u[t], which is
-	// uniform in [0, 1). ids (T) i32, logits (T, V), u (T) of type Param.
+	// uniform in [0, 1). ids (T) i32, logits (T, V), u (T) of type Param. A NaN is never chosen; a row of nothing else
+	// gives 0. Equal logits are in the order of their ids.
 	Sample(ids, logits, u Tensor, rule Sampling)
 }

@@ -1,0 +1,86 @@
+package loratrain_test
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// TestTwinsCarryTheContractsComment holds the comment above every backend's operation against the contract's: it is the
+// mathematics, and a reader of one backend must find it there.
+func TestTwinsCarryTheContractsComment(t *testing.T) {
+	want := contractComments(t)
+	if len(want) < 30 {
+		t.Fatalf("kernels/backend.go has %d operations with a comment", len(want))
+	}
+	for _, pkg := range []string{"kernels/cpu"} {
+		got := methodComments(t, pkg)
+		for _, name := range slices.Sorted(maps.Keys(want)) {
+			switch text, ok := got[name]; {
+			case !ok:
+				t.Errorf("%s: no method %s", pkg, name)
+			case text != want[name]:
+				t.Errorf("%s: the comment of %s is\n%s\nthe contract has\n%s", pkg, name, text, want[name])
+			}
+		}
+	}
+}
+
+// storage are the methods that compute nothing and are said in each backend's own words.
+var storage = []string{"Name", "String", "Float", "Param", "Alloc", "Free", "Place", "Write", "Read", "Copy", "Zero", "Sync", "Close"}
+
+// contractComments is the comments of the operations in kernels/backend.go, by name.
+func contractComments(t *testing.T) map[string]string {
+	t.Helper()
+	comments := map[string]string{}
+	ast.Inspect(parse(t, "kernels/backend.go"), func(n ast.Node) bool {
+		methods, ok := n.(*ast.InterfaceType)
+		if !ok {
+			return true
+		}
+		for _, m := range methods.Methods.List {
+			if len(m.Names) == 1 && m.Doc != nil && !slices.Contains(storage, m.Names[0].Name) {
+				comments[m.Names[0].Name] = words(m.Doc)
+			}
+		}
+		return true
+	})
+	return comments
+}
+
+// methodComments is the comments of all exported methods in a package.
+func methodComments(t *testing.T, pkg string) map[string]string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(pkg, "*.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	comments := map[string]string{}
+	for _, file := range files {
+		for _, d := range parse(t, file).Decls {
+			if f, ok := d.(*ast.FuncDecl); ok && f.Recv != nil && f.Name.IsExported() {
+				comments[f.Name.Name] = words(f.Doc)
+			}
+		}
+	}
+	return comments
+}
+
+func parse(t *testing.T, file string) *ast.File {
+	t.Helper()
+	f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ParseComments)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// words is a comment without its line breaks and indentation, and with names of this package as others write them.
+func words(c *ast.CommentGroup) string {
+	return strings.ReplaceAll(strings.Join(strings.Fields(c.Text()), " "), "[kernels.", "[")
+}
