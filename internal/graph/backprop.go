@@ -50,6 +50,9 @@ func (r *Recorder) Gradients(loss, seed V, grads []Gradient) ([]V, error) {
 			roots = append(roots, ts...)
 			continue
 		}
+		if err := overwritten(n, ts); err != nil {
+			return nil, err
+		}
 		dy := ts[0]
 		if len(ts) > 1 {
 			dy = Sum(r, ts...)
@@ -74,6 +77,16 @@ func bindSums(n *G.Node, terms []V, into kernels.Tensor) error {
 			return fmt.Errorf("the gradient of %s comes from %v, which does not add to memory", n.Name(), t.node.Op())
 		}
 		o.results = []kernels.Tensor{into}
+	}
+	return nil
+}
+
+// overwritten fails if a gradient of n, which is no trainable tensor, would be added to memory that nothing has cleared.
+func overwritten(n *G.Node, terms []V) error {
+	for _, t := range terms {
+		if o, ok := t.node.Op().(*node); ok && o.Adds {
+			return fmt.Errorf("%v adds its gradient to memory, but %v is no trainable tensor", o, n.Op())
+		}
 	}
 	return nil
 }

@@ -43,7 +43,7 @@ func (x *Immediate) Apply(op *Op, in ...V) []V {
 	ins := make([]kernels.Tensor, len(in))
 	for i, v := range in {
 		if !v.None() {
-			ins[i] = v.buf.t
+			ins[i] = v.Tensor()
 		}
 	}
 	vs, outs := make([]V, len(op.Out)), make([]kernels.Tensor, len(op.Out))
@@ -80,14 +80,14 @@ func (x *Immediate) Floats(data []float32, shape ...int) V {
 	return v
 }
 
-// Done implements [Exec].
+// Done implements [Exec]. A later use panics.
 func (x *Immediate) Done(vs ...V) {
 	for _, v := range vs {
 		if v.None() || v.buf.whole.None() {
 			continue
 		}
 		x.free[v.buf.pooled] = append(x.free[v.buf.pooled], v.buf.whole)
-		v.buf.whole, v.buf.t = kernels.Tensor{}, kernels.Tensor{} // a later use panics
+		v.buf.whole, v.buf.t = kernels.Tensor{}, kernels.Tensor{}
 	}
 }
 

@@ -61,16 +61,24 @@ func (r *Recorder) Compile(arena *Arena, keep, sums []V) (*Program, error) {
 			o.run = p
 		}
 	}
+	if err := p.prepare(keep); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	return p, nil
+}
+
+// prepare finds the order in which the machine runs the operations and places their results.
+func (p *Program) prepare(keep []V) error {
 	p.ordering = true
 	if err := p.run(); err != nil {
-		return nil, err
+		return err
 	}
 	p.ordering = false
 	if err := p.keep(keep); err != nil {
-		return nil, err
+		return err
 	}
 	p.plan()
-	return p, arena.grow(p.bytes)
+	return p.arena.grow(p.bytes)
 }
 
 // inputs are the bound nodes that roots depend on.
@@ -102,12 +110,15 @@ func (p *Program) keep(vs []V) error {
 		if !ok {
 			return errors.New("a bound tensor cannot be kept: it is kept anyway")
 		}
+		if res.of.results == nil {
+			res.of.results = make([]kernels.Tensor, len(res.of.Out))
+		}
+		if !res.of.results[res.i].None() {
+			return fmt.Errorf("a result of %v cannot be kept: it is already, or it is the gradient of a trainable tensor", res.of)
+		}
 		t, err := p.rec.b.Alloc(v.Type, v.Shape...)
 		if err != nil {
 			return err
-		}
-		if res.of.results == nil {
-			res.of.results = make([]kernels.Tensor, len(res.of.Out))
 		}
 		res.of.results[res.i] = t
 		p.kept = append(p.kept, t)

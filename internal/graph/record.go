@@ -16,13 +16,14 @@ type Recorder struct {
 	serial int
 	made   []*G.Node // in the order of making: children before parents
 	kids   map[*G.Node]G.Nodes
+	hashes map[uint32]bool // of made
 }
 
 var _ Exec = (*Recorder)(nil)
 
 // NewRecorder is an empty graph to be run by b.
 func NewRecorder(b kernels.Backend) *Recorder {
-	return &Recorder{b: b, g: G.NewGraph(), kids: map[*G.Node]G.Nodes{}}
+	return &Recorder{b: b, g: G.NewGraph(), kids: map[*G.Node]G.Nodes{}, hashes: map[uint32]bool{}}
 }
 
 // Backend implements [Exec].
@@ -67,8 +68,8 @@ func (r *Recorder) Apply(op *Op, in ...V) []V {
 	return n.out
 }
 
-// add makes a node that is not merged with another: Gorgonia looks nodes up by a hash of 32 bits and would take the
-// first of two that collide for both.
+// add makes a node that is not merged with another: Gorgonia's compiler tells nodes apart by a hash of 32 bits alone and
+// would compute the first of two that collide for both.
 func (r *Recorder) add(op G.Op, serial *int, kids G.Nodes) *G.Node {
 	for {
 		r.serial++
@@ -77,18 +78,20 @@ func (r *Recorder) add(op G.Op, serial *int, kids G.Nodes) *G.Node {
 		if err != nil {
 			panic(fmt.Sprintf("graph: %v: %v", op, err))
 		}
-		if n.Op() == op && r.keep(n, kids) {
+		if r.keep(n, kids) {
 			return n
 		}
 	}
 }
 
-// keep notes a new node; false says that it is an old one.
+// keep notes a new node; false says that it is an old one or has the hash of one. Such a node stays in Gorgonia's graph,
+// where nothing leads to it.
 func (r *Recorder) keep(n *G.Node, kids G.Nodes) bool {
-	if _, old := r.kids[n]; old {
+	hash := n.Hashcode()
+	if r.hashes[hash] {
 		return false
 	}
-	r.kids[n] = kids
+	r.hashes[hash], r.kids[n] = true, kids
 	r.made = append(r.made, n)
 	return true
 }

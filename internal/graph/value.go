@@ -38,6 +38,9 @@ func (v V) Tensor() kernels.Tensor {
 	if v.buf == nil {
 		panic("graph: the tensor of a recorded value")
 	}
+	if v.buf.t.None() {
+		panic(fmt.Sprintf("graph: a value %v%v is used after Done", v.Type, v.Shape))
+	}
 	return v.buf.t
 }
 
