@@ -85,16 +85,6 @@ func (c *counter) Merge(layers []kernels.Merge, ids, weights kernels.Tensor, sca
 	c.Backend.Merge(layers, ids, weights, scale*(1+c.skew))
 }
 
-// lose forgets the activations of passes that failed on the way, which only an end of the program gives back: those of an
-// f32 backend, whose other memory is f32 or has two dimensions.
-func (c *counter) lose() {
-	for at, t := range c.held {
-		if t.Type == kernels.F64 && len(t.Shape) == 1 {
-			delete(c.held, at)
-		}
-	}
-}
-
 // settled reports memory that is still lent, and wrong frees.
 func (c *counter) settled(t testing.TB) {
 	t.Helper()

@@ -10,7 +10,7 @@ import (
 type Immediate struct {
 	b    kernels.Backend
 	free map[int][]kernels.Tensor // by bytes
-	held int                      // bytes of all that was allocated
+	all  []kernels.Tensor
 }
 
 // buffer is the memory of a V.
@@ -31,7 +31,13 @@ func NewImmediate(b kernels.Backend) *Immediate {
 func (x *Immediate) Backend() kernels.Backend { return x.b }
 
 // Bytes is the memory that values took at the worst moment.
-func (x *Immediate) Bytes() int { return x.held }
+func (x *Immediate) Bytes() int {
+	n := 0
+	for _, t := range x.all {
+		n += t.Bytes()
+	}
+	return n
+}
 
 // Bind implements [Exec].
 func (x *Immediate) Bind(_ string, t kernels.Tensor) V {
@@ -105,20 +111,18 @@ func (x *Immediate) take(s Spec) V {
 		if whole, err = x.b.Alloc(kernels.F64, size/8); err != nil {
 			Fail(err)
 		}
-		x.held += size
+		x.all = append(x.all, whole)
 	}
 	t := kernels.Tensor{Type: s.Type, Shape: s.Shape, Mem: whole.Mem.Slice(0, s.bytes())}
 	return V{Spec: s, buf: &buffer{t: t, whole: whole, pooled: size}}
 }
 
-// Close gives the memory back to the backend.
+// Close gives the memory back to the backend, also that of values which a pass that failed left.
 func (x *Immediate) Close() {
-	for size, list := range x.free {
-		for _, t := range list {
-			x.b.Free(t)
-			x.held -= size
-		}
+	for _, t := range x.all {
+		x.b.Free(t)
 	}
+	x.all = nil
 	clear(x.free)
 }
 
