@@ -13,7 +13,7 @@ type field struct {
 	key     string // "section.name", or "name" at the top level
 	doc     string
 	value   value
-	resumes bool // a resumed run may have another value: it cannot change what is learned, or digests guard it
+	resumes bool // a resumed run may have another value: it changes what is learned by rounding at most, or digests guard it
 }
 
 // fields is the table over the places in c, section by section.
@@ -63,7 +63,7 @@ func (c *Config) fields() []field {
 		{"eval.batch_tokens", "tokens computed at once", whole(&e.BatchTokens, 8, 1<<24), true},
 
 		{"backend", "what computes: cpu or cuda; auto: cuda where the program and the machine have it", choice(&c.Backend, auto, "cpu", "cuda"), false},
-		{"threads", "processor threads; 0: as many as there are", whole(&c.Threads, 0, 4096), true},
+		{"threads", "processor threads; 0: as many as there are; another number may round differently", whole(&c.Threads, 0, 4096), true},
 	}
 }
 

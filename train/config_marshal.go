@@ -42,6 +42,17 @@ func CheckResume(run, now Config) error {
 	return nil
 }
 
+// decisive are the keys that decide what is learned, and their values as Marshal writes them.
+func (c *Config) decisive() map[string]string {
+	values := map[string]string{}
+	for _, f := range c.fields() {
+		if !f.resumes {
+			values[f.key] = f.value.encode()
+		}
+	}
+	return values
+}
+
 func resumable(fields []field) []string {
 	var keys []string
 	for _, f := range fields {

@@ -2,7 +2,9 @@ package train
 
 import (
 	"fmt"
+	"path/filepath"
 	"slices"
+	"strings"
 
 	"loratrain/datasets"
 	"loratrain/model"
@@ -14,7 +16,7 @@ type runData struct {
 	seqs      []datasets.Sequence
 	truncated int // sequences that lost the beginning of their prompt
 	tests     []datasets.Task
-	digests   map[string]string // by task, of what is trained on and of what is measured by
+	digests   map[string]string // of what is trained on and of what is measured by: "train toy", "test toy", "data.file", …
 }
 
 // loadData reads and encodes what cfg names.
@@ -24,31 +26,40 @@ func loadData(cfg Config, base *model.Base, catalog datasets.Catalog) (*runData,
 	if d.encoder, err = NewEncoder(base, cfg.Data.Template, cfg.Data.MaxLength, cfg.LearnEOS()); err != nil {
 		return nil, err
 	}
-	tasks, err := loadTasks(catalog, cfg.Data.Tasks, cfg.Data.File, datasets.Train, cfg.Data.Limit)
+	tasks, err := d.load(catalog, cfg.Data.Tasks, userFile{"data.file", cfg.Data.File}, datasets.Train, cfg.Data.Limit)
 	if err != nil {
 		return nil, err
 	}
-	if d.tests, err = loadTasks(catalog, cfg.Eval.Tasks, cfg.Data.EvalFile, datasets.Test, cfg.Eval.Limit); err != nil {
+	if d.tests, err = d.load(catalog, cfg.Eval.Tasks, userFile{"data.eval_file", cfg.Data.EvalFile}, datasets.Test, cfg.Eval.Limit); err != nil {
 		return nil, err
-	}
-	for _, t := range tasks {
-		d.digests["train "+t.Name] = t.Digest()
-	}
-	for _, t := range d.tests {
-		d.digests["test "+t.Name] = t.Digest()
 	}
 	d.seqs, d.truncated, err = d.encoder.Sequences(tasks...)
 	return d, err
 }
 
-// loadTasks reads tasks, and a user's own file as one more; each keeps its first limit items unless limit is 0.
-func loadTasks(catalog datasets.Catalog, specs []string, file string, split datasets.Split, limit int) ([]datasets.Task, error) {
-	if file != "" {
-		specs = append(slices.Clone(specs), file)
+// userFile is a user's own file, and the setting that names it.
+type userFile struct{ key, path string }
+
+// spec names the file for a catalog, whatever characters its path has.
+func (f userFile) spec() string {
+	name := strings.TrimSuffix(filepath.Base(f.path), filepath.Ext(f.path))
+	return strings.ReplaceAll(safeName(name), "+", "-") + "=" + f.path
+}
+
+// load reads tasks, and a user's own file as one more, and notes their digests; each keeps its first limit items unless limit is 0.
+func (d *runData) load(catalog datasets.Catalog, specs []string, own userFile, split datasets.Split, limit int) ([]datasets.Task, error) {
+	keys := make([]string, len(specs))
+	if own.path != "" {
+		specs, keys = append(slices.Clone(specs), own.spec()), append(keys, own.key)
 	}
 	tasks, err := catalog.LoadAll(specs, split)
 	for i := range tasks {
 		tasks[i] = tasks[i].First(limit)
+		key := keys[i]
+		if key == "" {
+			key = fmt.Sprintf("%s %s", split, tasks[i].Name)
+		}
+		d.digests[key] = tasks[i].Digest()
 	}
 	return tasks, err
 }

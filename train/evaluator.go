@@ -2,6 +2,7 @@ package train
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"math"
 
@@ -43,14 +44,15 @@ type ItemResult struct {
 
 // Score is how a task went.
 type Score struct {
-	Task       string  `json:"task"`
-	Items      int     `json:"items"`
-	Acc        float64 `json:"acc,omitempty"`
-	AccNorm    float64 `json:"acc_norm,omitempty"`
-	AccErr     float64 `json:"acc_stderr,omitempty"`
-	AccNormErr float64 `json:"acc_norm_stderr,omitempty"`
-	Chance     float64 `json:"chance,omitempty"`
-	Majority   float64 `json:"majority,omitempty"`
+	Task  string `json:"task"`
+	Items int    `json:"items"`
+	// The accuracies, their standard errors and what they are compared with; a task of pairs has none of them.
+	Acc        float64 `json:"acc"`
+	AccNorm    float64 `json:"acc_norm"`
+	AccErr     float64 `json:"acc_stderr"`
+	AccNormErr float64 `json:"acc_norm_stderr"`
+	Chance     float64 `json:"chance"`
+	Majority   float64 `json:"majority"`
 	// Loss is the mean negative log-likelihood of the answers' tokens; for a task of pairs all there is.
 	Loss      float64 `json:"loss"`
 	Truncated int     `json:"truncated,omitempty"` // prompts that lost their beginning
@@ -60,6 +62,20 @@ type Score struct {
 
 // Pairs reports whether the task has no options to choose from.
 func (s Score) Pairs() bool { return s.Chance == 0 }
+
+// MarshalJSON leaves out of a task of pairs what it has not, and keeps an accuracy of 0.
+func (s Score) MarshalJSON() ([]byte, error) {
+	if s.Pairs() {
+		return json.Marshal(struct {
+			Task      string  `json:"task"`
+			Items     int     `json:"items"`
+			Loss      float64 `json:"loss"`
+			Truncated int     `json:"truncated,omitempty"`
+		}{s.Task, s.Items, s.Loss, s.Truncated})
+	}
+	type plain Score
+	return json.Marshal(plain(s))
+}
 
 // Evaluate scores a task. progress, if not nil, is called with the number of items done and all of them. A context that ends
 // stops it between batches.
@@ -71,19 +87,21 @@ func (e *Evaluator) Evaluate(ctx context.Context, task datasets.Task, ad Adapter
 	if err != nil {
 		return Score{}, err
 	}
-	batches, err := datasets.PackGroups(groups, max(e.tokens, longestGroup(groups)), datasets.Sizes(max(e.tokens, longestGroup(groups))))
+	limit := max(e.tokens, longestGroup(groups))
+	batches, err := datasets.PackGroups(groups, limit, datasets.Sizes(limit))
 	if err != nil {
 		return Score{}, err
 	}
-	results := make([]ItemResult, len(groups))
+	s := Score{Task: task.Name, Items: len(groups), Truncated: truncated, Results: make([]ItemResult, len(groups))}
 	for i, g := range groups {
-		results[i] = ItemResult{Item: i, Gold: task.Items[i].Gold, LogLikelihood: make([]float64, len(g.Branches))}
+		s.Results[i] = ItemResult{Item: i, Gold: task.Items[i].Gold, LogLikelihood: make([]float64, len(g.Branches))}
 	}
-	s := Score{Task: task.Name, Items: len(groups), Truncated: truncated, Results: results}
 	goldTokens := 0
-	err = e.each(ctx, batches, ad, progress, func(a datasets.Answer, lp []float64) {
-		results[a.Item].LogLikelihood[a.Branch] = sum(lp)
-		if a.Branch == results[a.Item].Gold {
+	source := func(i int) string { return groups[i].Source }
+	err = e.each(ctx, batches, ad, source, progress, func(a datasets.Answer, lp []float64) {
+		r := &s.Results[a.Item]
+		r.LogLikelihood[a.Branch] = sum(lp)
+		if a.Branch == r.Gold {
 			s.Loss -= sum(lp)
 			goldTokens += len(lp)
 		}
@@ -92,9 +110,16 @@ func (e *Evaluator) Evaluate(ctx context.Context, task datasets.Task, ad Adapter
 		return Score{}, err
 	}
 	s.Loss /= float64(goldTokens)
+	s.count(groups)
+	s.Chance, s.Majority = datasets.Chance(task.Items), datasets.Majority(task.Items)
+	return s, nil
+}
+
+// count makes predictions of log-likelihoods, and accuracies of these.
+func (s *Score) count(groups []datasets.Group) {
 	right, rightNorm := 0, 0
-	for i := range results {
-		r, perChar := &results[i], make([]float64, len(results[i].LogLikelihood))
+	for i := range s.Results {
+		r, perChar := &s.Results[i], make([]float64, len(groups[i].Branches))
 		for o, ll := range r.LogLikelihood {
 			perChar[o] = ll / float64(max(1, groups[i].Branches[o].Chars))
 		}
@@ -106,10 +131,8 @@ func (e *Evaluator) Evaluate(ctx context.Context, task datasets.Task, ad Adapter
 			rightNorm++
 		}
 	}
-	s.Acc, s.AccErr = accuracy(right, len(results))
-	s.AccNorm, s.AccNormErr = accuracy(rightNorm, len(results))
-	s.Chance, s.Majority = datasets.Chance(task.Items), datasets.Majority(task.Items)
-	return s, nil
+	s.Acc, s.AccErr = accuracy(right, len(s.Results))
+	s.AccNorm, s.AccNormErr = accuracy(rightNorm, len(s.Results))
 }
 
 // pairs is the loss of a user's own answers.
@@ -127,7 +150,8 @@ func (e *Evaluator) pairs(ctx context.Context, task datasets.Task, ad AdapterOf,
 		return Score{}, err
 	}
 	s, tokens := Score{Task: task.Name, Items: len(seqs), Truncated: truncated}, 0
-	err = e.each(ctx, batches, ad, progress, func(_ datasets.Answer, lp []float64) {
+	source := func(i int) string { return seqs[i].Source }
+	err = e.each(ctx, batches, ad, source, progress, func(_ datasets.Answer, lp []float64) {
 		s.Loss -= sum(lp)
 		tokens += len(lp)
 	})
@@ -135,8 +159,10 @@ func (e *Evaluator) pairs(ctx context.Context, task datasets.Task, ad AdapterOf,
 	return s, err
 }
 
-// each runs the batches and gives the log-probabilities of every answer's tokens.
-func (e *Evaluator) each(ctx context.Context, batches []datasets.Batch, ad AdapterOf, progress func(done, all int), visit func(a datasets.Answer, lp []float64)) error {
+// each runs the batches and gives the log-probabilities of every answer's tokens; source says where an item is from.
+func (e *Evaluator) each(ctx context.Context, batches []datasets.Batch, ad AdapterOf, source func(item int) string,
+	progress func(done, all int), visit func(a datasets.Answer, lp []float64),
+) error {
 	seen, all := map[int]bool{}, map[int]bool{}
 	for _, b := range batches {
 		for _, i := range b.Items {
@@ -152,6 +178,12 @@ func (e *Evaluator) each(ctx context.Context, batches []datasets.Batch, ad Adapt
 			return err
 		}
 		for _, a := range b.Answers {
+			for _, p := range lp[a.From:a.To] {
+				if math.IsNaN(p) || math.IsInf(p, 0) {
+					return fmt.Errorf("%s: the log-probability of an answer's token is %v\nthe weights of the model or of the adapter hold numbers that are not finite, or grow to such",
+						source(a.Item), p)
+				}
+			}
 			visit(a, lp[a.From:a.To])
 		}
 		for _, i := range b.Items {
@@ -189,15 +221,7 @@ func (e *Evaluator) logProbs(b datasets.Batch, of AdapterOf) ([]float64, error) 
 			ad.Release(x)
 		}
 	})
-	if err != nil {
-		return nil, err
-	}
-	for t, p := range lp {
-		if math.IsNaN(p) || math.IsInf(p, 0) {
-			return nil, fmt.Errorf("the log-probability of token %d of a batch is %v\nthe model's or the adapter's weights hold numbers that are not finite", t, p)
-		}
-	}
-	return lp, nil
+	return lp, err
 }
 
 func longestGroup(groups []datasets.Group) int {

@@ -1,10 +1,8 @@
 package train
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"path/filepath"
 
 	"loratrain/checkpoints"
 	"loratrain/kernels"
@@ -24,38 +22,21 @@ type Exported struct {
 }
 
 // Export writes the adapter of a run, its best checkpoint if it was measured while training and else its newest, to a new folder. The
-// options name the run's folder, its base and what computes.
+// options name the run's folder, its base, what computes and whom to tell about damaged checkpoints; format is one of those above.
 func Export(cfg Config, o RunOptions, out, format string) (Exported, error) {
-	dir := (&RunFolder{Dir: o.Dir}).CheckpointsDir()
-	latest, err := checkpoints.LatestState(dir)
-	if errors.Is(err, checkpoints.ErrNoState) {
-		return Exported{}, fmt.Errorf("%s: has no checkpoint to export\nlet the run take some steps first", o.Dir)
-	}
+	step, path, err := exported(cfg, o)
 	if err != nil {
 		return Exported{}, err
-	}
-	var state progressState
-	if err := json.Unmarshal(latest.Meta, &state); err != nil {
-		return Exported{}, fmt.Errorf("%s: %w", latest.Path, err)
 	}
 	spec, err := adapterSpec(cfg.Adapter)
 	if err != nil {
 		return Exported{}, err
 	}
-	e := Exported{Step: latest.Step}
-	path := latest.Path
-	if state.BestStep > 0 {
-		e.Step, path = state.BestStep, stepFolder(dir, state.BestStep)
-	}
-	if was, err := ReadRunInfo(o.Dir); err == nil && was.ModelDigest != o.Base.Digest() {
-		return Exported{}, fmt.Errorf("%s: was trained on %s (%s), this is %s (%s)\nname the model that the run was trained on with --model", o.Dir,
-			was.Model, was.ModelDigest, o.Base.Name, o.Base.Digest())
-	}
 	prompts, err := promptsOf(cfg, o)
 	if err != nil {
 		return Exported{}, err
 	}
-	m := model.Adapted{Base: o.Base, Bank: model.NewBank(o.Base.Arch, spec)}
+	e, m := Exported{Step: step}, model.Adapted{Base: o.Base, Bank: model.NewBank(o.Base.Arch, spec)}
 	host := kernels.NewHost(o.Backend.Param(), m.Bank.Size())
 	if err := LoadAdapter(path, m.Bank, host); err != nil {
 		return Exported{}, err
@@ -70,18 +51,34 @@ func Export(cfg Config, o RunOptions, out, format string) (Exported, error) {
 	if m.Params, err = o.Backend.Place(host); err != nil {
 		return Exported{}, err
 	}
-	switch format {
-	case FormatPEFT:
+	if format == FormatPEFT {
 		return e, m.ExportPEFT(out)
-	case FormatSwitch:
-		e.Agreement, err = m.Export(out, prompts)
-		return e, err
-	default:
-		return e, UsageError{fmt.Errorf("unknown format %q\nuse %s or %s", format, FormatSwitch, FormatPEFT)}
 	}
+	e.Agreement, err = m.Export(out, prompts)
+	return e, err
 }
 
-func stepFolder(dir string, step int) string { return filepath.Join(dir, fmt.Sprintf("step-%d", step)) }
+// exported is the checkpoint of a run to export, which must have been made with cfg on the base.
+func exported(cfg Config, o RunOptions) (step int, path string, err error) {
+	dir := (&RunFolder{Dir: o.Dir}).CheckpointsDir()
+	latest, state, err := latestState(dir, o.Progress)
+	if errors.Is(err, checkpoints.ErrNoState) {
+		return 0, "", fmt.Errorf("%s: has no checkpoint to export\nlet the run take some steps first", o.Dir)
+	}
+	if err != nil {
+		return 0, "", err
+	}
+	if err := state.Inputs.checkSettings(latest.Path, cfg); err != nil {
+		return 0, "", err
+	}
+	if was, is := state.Inputs.ModelDigest, o.Base.Digest(); was != is {
+		return 0, "", otherModel(o.Dir, was, o.Base.Name, is)
+	}
+	if state.BestStep > 0 {
+		return state.BestStep, stepFolder(dir, state.BestStep), nil
+	}
+	return latest.Step, latest.Path, nil
+}
 
 // spareTexts are what an export is verified on where the data that the run was trained on is gone.
 var spareTexts = []string{

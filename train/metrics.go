@@ -80,8 +80,10 @@ func (w *MetricsWriter) write(step int, line any) error {
 	if err != nil {
 		return fmt.Errorf("%s: metrics of step %d: %w", w.f.Name(), step, err)
 	}
-	_, err = w.f.Write(append(data, '\n'))
-	return err
+	if _, err = w.f.Write(append(data, '\n')); err != nil {
+		return fmt.Errorf("%w\nfree space or mend the disk, then resume", err)
+	}
+	return nil
 }
 
 // Close closes the file.

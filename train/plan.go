@@ -2,21 +2,23 @@ package train
 
 import (
 	"fmt"
-	"io"
+	"slices"
+	"strings"
 
 	"loratrain/datasets"
 	"loratrain/kernels"
+	"loratrain/model"
 )
 
-// Describe prints what the run would train and the memory it needs, compiling its largest step to know.
-func (p *Prepared) Describe(w io.Writer) error {
-	r, c := p.r, p.r.cfg
+// Describe says what the run would train and the memory it needs, compiling its largest step to know.
+func (p *Prepared) Describe() (string, error) {
+	r, c, w := p.r, p.r.cfg, &strings.Builder{}
 	steps := r.sampler.StepsPerEpoch()
 	largest := 0
 	for k := range min(steps, r.total) {
 		batches, err := r.data.batches(r.sampler.Step(k), c.Train.MicroTokens)
 		if err != nil {
-			return err
+			return "", err
 		}
 		for _, b := range batches {
 			largest = max(largest, len(b.IDs))
@@ -24,7 +26,7 @@ func (p *Prepared) Describe(w io.Writer) error {
 	}
 	activations, trainable, err := r.stepper.Plan([]int{largest})
 	if err != nil {
-		return err
+		return "", err
 	}
 	a, s := r.Base.Arch, r.bank.Spec
 	tokens, targets := countTokens(r.data.seqs)
@@ -38,9 +40,10 @@ func (p *Prepared) Describe(w io.Writer) error {
 	}
 	fmt.Fprintf(w, "steps      %d of %d sequences, %d an epoch; learning rate %g, %s, warmup %g\n", r.total, c.Train.Batch, steps, c.Train.LR, c.Train.Schedule, c.Train.WarmupRatio)
 	fmt.Fprintf(w, "backend    %v\n", r.Backend)
-	fmt.Fprintf(w, "memory     %s: weights %s, adapter with gradients and moments %s, activations of %d tokens %s\n",
-		size(weights+trainable+activations), size(weights), size(trainable), largest, size(activations))
-	return nil
+	merged := mergedBytes(r)
+	fmt.Fprintf(w, "memory     %s: weights %s, adapter with gradients and moments %s, activations of %d tokens %s, merged weights to verify the export %s\n",
+		size(weights+trainable+activations+merged), size(weights), size(trainable), largest, size(activations), size(merged))
+	return w.String(), nil
 }
 
 func countTokens(seqs []datasets.Sequence) (tokens, targets int) {
@@ -88,6 +91,24 @@ func weightBytes(r *run) int {
 		}
 	})
 	return n
+}
+
+// mergedBytes is what the copies of weights take that the verification of an export merges experts into: the shared one once,
+// the two of a token in the mode that does.
+func mergedBytes(r *run) int {
+	spec, copies, n := r.bank.Spec, 0, 0
+	if slices.Contains(model.Modes(spec.Granularity), model.Merged) {
+		copies++
+	}
+	if spec.Shared > 0 {
+		copies++
+	}
+	for _, l := range r.Base.Weights.Layers {
+		for _, t := range spec.Targets {
+			n += l.W[t].Len() * r.Backend.Float().Size()
+		}
+	}
+	return copies * n
 }
 
 // size is bytes in the unit that suits them.

@@ -93,7 +93,7 @@ func (p *lineProgress) Step(s StepInfo) {
 
 func (p *lineProgress) Eval(what string, done, total int) {
 	if done == total {
-		p.Log(fmt.Sprintf("evaluated %s: %d items", what, total))
+		p.Log(fmt.Sprintf("evaluated %s: all %d", what, total))
 	}
 }
 

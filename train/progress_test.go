@@ -29,7 +29,7 @@ func TestLineProgress(t *testing.T) {
 	const want = `step 9/20  loss 2.5000  balance 1.010  1234 tokens/s
 step 10/20  loss 2.5000  balance 1.010  1234 tokens/s  remaining 40s
 step 11/20  loss 2.5000  balance 1.010  1234 tokens/s  remaining 36s
-evaluated arc_easy: 3 items
+evaluated arc_easy: all 3
 saved ?[31mcheckpoint? 11?of ?1m
 `
 	if b.String() != want {

@@ -26,10 +26,11 @@ type RunOptions struct {
 // Outcome is what a run came to.
 type Outcome struct {
 	Dir          string          `json:"dir"`
-	Steps        int             `json:"steps"`
-	TrainSeconds float64         `json:"train_seconds"` // of this process
-	EvalSeconds  float64         `json:"eval_seconds"`
-	Exported     int             `json:"exported_step"` // the checkpoint that was measured and exported
+	Steps        int             `json:"steps"`                       // of the whole run
+	Resumed      int             `json:"resumed_from_step,omitempty"` // the steps that earlier processes took
+	TrainSeconds float64         `json:"train_seconds"`               // of this process, with the evaluations on the way
+	EvalSeconds  float64         `json:"eval_seconds"`                // of base and adapter at the end
+	Exported     int             `json:"exported_step"`               // the checkpoint that was measured and exported
 	Stopped      bool            `json:"stopped_early,omitempty"`
 	Base         []Score         `json:"base"`
 	Adapter      []Score         `json:"adapter"`
@@ -51,6 +52,8 @@ type run struct {
 	folder  *RunFolder
 	metrics *MetricsWriter
 	state   progressState
+	began   int    // the step that this process began after
+	saved   []byte // the meta of the checkpoint written or read last
 	loads   []float64
 }
 
@@ -59,6 +62,9 @@ type Prepared struct{ r *run }
 
 // Prepare reads what cfg names and checks it against the base.
 func Prepare(cfg Config, o RunOptions) (*Prepared, error) {
+	if err := o.refuse(); err != nil {
+		return nil, err
+	}
 	cfg.Backend = o.Backend.Name()
 	r := &run{RunOptions: o, cfg: cfg}
 	var err error
@@ -92,6 +98,29 @@ func Prepare(cfg Config, o RunOptions) (*Prepared, error) {
 	return &Prepared{r}, err
 }
 
+// refuse is the error of a folder that the run cannot have, before anything is computed for it.
+func (o RunOptions) refuse() error {
+	if o.Resume {
+		if was, err := ReadRunInfo(o.Dir); err == nil { // what is wrong with it otherwise is seen when it is opened
+			return refuseDone(o.Dir, was)
+		}
+		return nil
+	}
+	if o.Dir != "" {
+		if _, err := os.Lstat(o.Dir); err == nil {
+			return refuseExistingRun(o.Dir)
+		}
+	}
+	return nil
+}
+
+func refuseDone(dir string, was RunInfo) error {
+	if was.State == RunDone {
+		return usage(dir, "this run is complete", "start another with a new --out; to train longer, raise train.epochs there")
+	}
+	return nil
+}
+
 // adapterSpec is what the configuration asks for, in the model's terms.
 func adapterSpec(c AdapterConfig) (model.AdapterSpec, error) {
 	g, err := router.Parse(c.Granularity)
@@ -118,7 +147,7 @@ func (p *Prepared) Run(ctx context.Context) (*Outcome, error) {
 	case err == nil:
 		r.folder.Info.Results = out
 		err = r.folder.Finish(RunDone, nil)
-	case ctx.Err() != nil:
+	case ctx.Err() != nil && errors.Is(err, ctx.Err()):
 		err = errors.Join(fmt.Errorf("stopped at step %d of %d; %s is saved\ngo on with --resume --out %s", r.state.Step, r.total, r.folder.Dir, r.folder.Dir),
 			r.folder.Finish(RunInterrupted, nil))
 	default:
@@ -147,7 +176,7 @@ func (r *run) run(ctx context.Context) (*Outcome, error) {
 	if err != nil {
 		return nil, err
 	}
-	out.TrainSeconds, out.Stopped = trained, stopped
+	out.TrainSeconds, out.Stopped, out.Resumed = trained, stopped, r.began
 	return out, nil
 }
 
@@ -158,18 +187,37 @@ func (r *run) open() (err error) {
 	if r.Dir == "" {
 		r.Dir = RunName(r.cfg, time.Now())
 	}
-	if !r.Resume {
-		if r.folder, err = CreateRun(r.Dir, r.cfg, info); err != nil {
-			return err
-		}
-	} else if err = r.reopen(info); err != nil {
+	if r.Resume {
+		err = r.reopen(info)
+	} else {
+		r.folder, err = CreateRun(r.Dir, r.cfg, info)
+	}
+	if err != nil {
 		return err
 	}
-	r.metrics, err = OpenMetrics(r.folder.MetricsPath(), r.state.Step, r.state.Measured == r.state.Step)
-	return err
+	defer func() {
+		if err != nil {
+			r.folder.Close() //nolint:errcheck // the first error tells more
+		}
+	}()
+	if r.metrics, err = OpenMetrics(r.folder.MetricsPath(), r.state.Step, r.state.Measured == r.state.Step); err != nil {
+		if !r.Resume {
+			err = errors.Join(err, r.folder.Finish(RunFailed, err))
+		}
+		return err
+	}
+	if !r.Resume {
+		return nil
+	}
+	if err := r.folder.Resume(r.cfg); err != nil {
+		return errors.Join(err, r.metrics.Close())
+	}
+	// What an export that was interrupted later left is made again.
+	return os.RemoveAll(r.folder.ExportDir())
 }
 
-// reopen takes up a run where its last checkpoint left it, if model, data and settings are still those it began with.
+// reopen takes up a run where its last checkpoint left it, if model, data and settings are still those it began with. It changes
+// nothing in the folder.
 func (r *run) reopen(now RunInfo) (err error) {
 	if r.folder, err = OpenRun(r.Dir); err != nil {
 		return err
@@ -180,27 +228,14 @@ func (r *run) reopen(now RunInfo) (err error) {
 		}
 	}()
 	was := r.folder.Info
-	if was.State == RunDone {
-		return usage(r.Dir, "this run is complete", "start another with a new --out; to train longer, raise train.epochs there")
+	if err := refuseDone(r.Dir, was); err != nil {
+		return err
 	}
 	if err := CheckResume(r.folder.Config, r.cfg); err != nil {
 		return err
 	}
-	if was.ModelDigest != now.ModelDigest {
-		return fmt.Errorf("%s: was trained on %s (%s), this is %s (%s)\nname the same model, or start another run", r.Dir,
-			was.Model, was.ModelDigest, now.Model, now.ModelDigest)
-	}
-	for name, digest := range now.DataDigests {
-		if was.DataDigests[name] != digest {
-			return fmt.Errorf("%s: the items of %q are not those that the run began with\nbring the file back, or start another run", r.Dir, name)
-		}
-	}
-	if err := r.folder.Resume(r.cfg); err != nil {
+	if err := (inputs{ModelDigest: was.ModelDigest, DataDigests: was.DataDigests}).check(r.Dir, r.inputs(), now.Model); err != nil {
 		return err
 	}
-	if err := r.load(); err != nil {
-		return err
-	}
-	// What an export that was interrupted later left is made again.
-	return os.RemoveAll(r.folder.ExportDir())
+	return r.load()
 }

@@ -187,7 +187,9 @@ func OpenRun(dir string) (*RunFolder, error) {
 	if r.Config, err = Parse(r.ConfigPath(), data); err != nil {
 		return nil, err
 	}
-	if r.Info, err = ReadRunInfo(dir); err != nil {
+	if r.Info, err = ReadRunInfo(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w\nrestore the file, or start another run", filepath.Join(dir, infoFile), fs.ErrNotExist)
+	} else if err != nil {
 		return nil, err
 	}
 	if r.lock, err = lockRun(dir); err != nil {

@@ -94,13 +94,8 @@ func (s *Stepper) set(t kernels.Tensor, xs ...float64) {
 func (s *Stepper) get(t kernels.Tensor) []float64 {
 	host := kernels.NewHost(t.Type, t.Shape...)
 	s.b.Read(host, t)
-	if t.Type == kernels.F64 {
-		return kernels.Slice[float64](host)
-	}
 	xs := make([]float64, t.Len())
-	for i, x := range kernels.Slice[float32](host) {
-		xs[i] = float64(x)
-	}
+	copyFloats(xs, host)
 	return xs
 }
 

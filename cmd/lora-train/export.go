@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -41,6 +42,9 @@ func export(cmd *cobra.Command, run, out, format, modelPath string, compute comp
 	if format != train.FormatSwitch && format != train.FormatPEFT {
 		return usagef(fmt.Sprintf("use %s or %s", train.FormatSwitch, train.FormatPEFT), "unknown format %q", format)
 	}
+	if exists(out) {
+		return usagef("choose another --out, or move it away", "%s: already exists; expected a new folder", out)
+	}
 	if kind, err := identify(run); err != nil {
 		return err
 	} else if kind != kindRun {
@@ -49,7 +53,7 @@ func export(cmd *cobra.Command, run, out, format, modelPath string, compute comp
 	path := filepath.Join(run, "config.yaml")
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return failf("restore the file from a backup: it says what the adapter is made of", "%w", err)
+		return failf("restore the file from a backup: it says what the adapter is made of", "%w", located(err))
 	}
 	cfg, err := train.Parse(path, data)
 	if err != nil {
@@ -68,16 +72,20 @@ func export(cmd *cobra.Command, run, out, format, modelPath string, compute comp
 		return err
 	}
 	defer base.Close()
-	e, err := train.Export(cfg, train.RunOptions{Dir: run, Base: base, Backend: backend, Catalog: catalog(cfg.Data.Dir)}, out, format)
+	progress := train.NewProgress(cmd.ErrOrStderr(), train.IsTerminal(cmd.ErrOrStderr()), quiet(cmd))
+	defer progress.Close()
+	e, err := train.Export(cfg, train.RunOptions{
+		Dir: run, Base: base, Backend: backend, Catalog: catalog(cfg.Data.Dir), Progress: progress,
+	}, out, format)
 	if err != nil {
 		return err
 	}
-	w := cmd.OutOrStdout()
-	fmt.Fprintf(w, "exported  step %d to %s\n", e.Step, out)
+	var text strings.Builder
+	fmt.Fprintf(&text, "exported  step %d to %s\n", e.Step, out)
 	if format == train.FormatSwitch {
-		printAgreement(w, e.Agreement)
+		printAgreement(&text, e.Agreement)
 	}
-	return nil
+	return printText(cmd.OutOrStdout(), text.String())
 }
 
 // printAgreement says what the verification of an export found.

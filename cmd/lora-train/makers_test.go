@@ -144,7 +144,7 @@ func makeRun(dir string, args []string) error {
 			return err
 		}
 	}
-	if err := metrics.WriteEval(2, []train.Score{{Task: "toy", Items: 10, Acc: 0.5}}); err != nil {
+	if err := metrics.WriteEval(2, []train.Score{{Task: "toy", Items: 10, Acc: 0.5, Chance: 0.25}}); err != nil {
 		return err
 	}
 	values := []float32{1, 2, 3, 4}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -54,7 +55,9 @@ func (f *runFlags) config(args []string) (train.Config, error) {
 	}
 	name, path := "defaults", ""
 	if len(args) > 0 {
-		path = args[0]
+		if path = args[0]; path == "" {
+			return train.Config{}, usagef("leave it out to train on the embedded model", "the name of the configuration is empty")
+		}
 	} else if f.resume {
 		path = (&train.RunFolder{Dir: f.out}).ConfigPath()
 	}
@@ -63,7 +66,7 @@ func (f *runFlags) config(args []string) (train.Config, error) {
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return train.Config{}, usagef("check the name of the file, or of the run", "%w", err)
+		return train.Config{}, usagef("check the name of the file, or of the run", "%w", located(err))
 	}
 	return train.Parse(path, data, f.set...)
 }
@@ -96,19 +99,41 @@ func (f *runFlags) run(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return err
 	}
-	if f.dryRun {
-		return prepared.Describe(cmd.OutOrStdout())
-	}
-	if !quiet(cmd) {
-		if err := prepared.Describe(cmd.ErrOrStderr()); err != nil {
+	if f.dryRun || !quiet(cmd) {
+		text, err := prepared.Describe()
+		if err != nil {
 			return err
 		}
+		if f.dryRun {
+			return printText(cmd.OutOrStdout(), text)
+		}
+		fmt.Fprint(cmd.ErrOrStderr(), text)
 	}
 	out, err := prepared.Run(cmd.Context())
 	if err != nil {
 		return err
 	}
-	return printOutcome(cmd.OutOrStdout(), out)
+	var text strings.Builder
+	if err := printOutcome(&text, out); err != nil {
+		return err
+	}
+	return printText(cmd.OutOrStdout(), text.String())
+}
+
+// printText writes an answer, all of which must arrive.
+func printText(w io.Writer, text string) error {
+	if _, err := io.WriteString(w, text); err != nil {
+		return failf("give it a place that can be written", "standard output: %w", pathless(err))
+	}
+	return nil
+}
+
+// pathless is an error of the operating system without the name of the file.
+func pathless(err error) error {
+	if p, ok := errors.AsType[*fs.PathError](err); ok {
+		return p.Err
+	}
+	return err
 }
 
 // printOutcome shows how a run ended.
@@ -126,9 +151,22 @@ func printOutcome(w io.Writer, o *train.Outcome) error {
 		}
 		fmt.Fprintf(w, "experts   %s %% of the tokens' choices in the last step\n", strings.Join(shares, " "))
 	}
-	fmt.Fprintf(w, "trained   %s in %.1f s, measured in %.1f s\n", plural(o.Steps, "step"), o.TrainSeconds, o.EvalSeconds)
+	fmt.Fprintf(w, "trained   %s, measured in %.1f s\n", trainedText(o), o.EvalSeconds)
 	fmt.Fprintf(w, "exported  step %d to %s\n", o.Exported, o.Export)
 	printAgreement(w, o.Agreement)
 	fmt.Fprintf(w, "try       lora-train generate --adapter %s --prompt \"…\"\n", o.Dir)
 	return nil
+}
+
+// trainedText is the steps of a run and the time of those that this process took.
+func trainedText(o *train.Outcome) string {
+	all := plural(o.Steps, "step")
+	switch o.Resumed {
+	case 0:
+		return fmt.Sprintf("%s in %.1f s", all, o.TrainSeconds)
+	case o.Steps:
+		return all + ", all of them before"
+	default:
+		return fmt.Sprintf("%s, the last %s in %.1f s", all, count(o.Steps-o.Resumed), o.TrainSeconds)
+	}
 }
