@@ -19,6 +19,12 @@ const (
 // in which a forward pass launches them.
 var Targets = []string{"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
+// TableIDs and TableWeights are the tensors of the routing table.
+const (
+	TableIDs     = "model.table.ids"
+	TableWeights = "model.table.weights"
+)
+
 // Granularity says how often a token is routed.
 type Granularity string
 
@@ -226,8 +232,8 @@ func (c Config) specs() iter.Seq[spec] {
 		if c.Granularity == PerToken {
 			v := c.Base.Vocabulary
 			if !yield(spec{"model.router", F32, []int{c.Experts, c.Base.Width}}) ||
-				!yield(spec{"model.table.ids", I32, []int{v, 2}}) ||
-				!yield(spec{"model.table.weights", F32, []int{v, 2}}) {
+				!yield(spec{TableIDs, I32, []int{v, 2}}) ||
+				!yield(spec{TableWeights, F32, []int{v, 2}}) {
 				return
 			}
 		}

@@ -169,7 +169,7 @@ func checkTensors(c Config, tensors []Tensor) error {
 		}
 	}
 	if c.Granularity == PerToken {
-		return checkTable(c, tensors[index["model.table.ids"]], tensors[index["model.table.weights"]])
+		return checkTable(c, tensors[index[TableIDs]], tensors[index[TableWeights]])
 	}
 	return nil
 }

@@ -3,14 +3,16 @@ package model
 import (
 	"fmt"
 	"math"
+	"slices"
 
+	"loratrain/checkpoints"
 	"loratrain/kernels"
 )
 
 // Target is one of the linear layers of a transformer block, in the order in which a step computes them.
 type Target int
 
-// The linear layers, by transformers' names.
+// The linear layers, by transformers' names, as checkpoints.Targets has them.
 const (
 	QProj Target = iota
 	KProj
@@ -22,33 +24,23 @@ const (
 	targets
 )
 
-var targetNames = [targets]string{"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-
 // AllTargets is every linear layer of a block, in launch order.
 func AllTargets() []Target {
 	return []Target{QProj, KProj, VProj, OProj, GateProj, UpProj, DownProj}
 }
 
-func (t Target) String() string { return targetNames[t] }
+func (t Target) String() string { return checkpoints.Targets[t] }
 
 // ParseTarget is the Target of transformers' name for it.
 func ParseTarget(name string) (Target, error) {
-	for t, n := range targetNames {
-		if n == name {
-			return Target(t), nil
-		}
+	if t := slices.Index(checkpoints.Targets, name); t >= 0 {
+		return Target(t), nil
 	}
-	return 0, fmt.Errorf("unknown linear layer %q\nthere are %v", name, targetNames)
+	return 0, fmt.Errorf("unknown linear layer %q\nthere are %v", name, checkpoints.Targets)
 }
 
 // Module is transformers' name of a linear layer, for example model.layers.0.self_attn.q_proj.
-func Module(layer int, t Target) string {
-	part := "mlp"
-	if t <= OProj {
-		part = "self_attn"
-	}
-	return fmt.Sprintf("model.layers.%d.%s.%s", layer, part, t)
-}
+func Module(layer int, t Target) string { return checkpoints.ModuleName(layer, t.String()) }
 
 // Arch describes a model of the Llama family; the graph and the decoder are built from it alone.
 type Arch struct {
@@ -84,21 +76,7 @@ func (a Arch) HeadsOf() kernels.Heads {
 }
 
 // Shape is a linear layer's input and output width.
-func (a Arch) Shape(t Target) (in, out int) {
-	q, kv := a.Heads*a.HeadDim, a.KVHeads*a.HeadDim
-	switch t {
-	case QProj:
-		return a.Width, q
-	case KProj, VProj:
-		return a.Width, kv
-	case OProj:
-		return q, a.Width
-	case DownProj:
-		return a.MLP, a.Width
-	default:
-		return a.Width, a.MLP
-	}
-}
+func (a Arch) Shape(t Target) (in, out int) { return DimsOf(a).LinearShape(t.String()) }
 
 // Frequencies is the d/2 angles by which a pair of a head turns from one position to the next.
 func (a Arch) Frequencies() []float64 {

@@ -118,7 +118,7 @@ func (m Adapted) table() ([]checkpoints.Tensor, error) {
 			}
 		}
 	})
-	return []checkpoints.Tensor{toFile("model.table.ids", ids), toFile("model.table.weights", weights)}, err
+	return []checkpoints.Tensor{toFile(checkpoints.TableIDs, ids), toFile(checkpoints.TableWeights, weights)}, err
 }
 
 // verify reads an export back, whose tensors should be the given ones, and compares.

@@ -30,6 +30,8 @@ type Base struct {
 	noTokenizer error
 	mappings    []io.Closer
 	digest      func() string
+
+	parameters, bytes int
 }
 
 // NeedTokenizer is Tokenizer, or an error that says why there is none.
@@ -39,6 +41,9 @@ func (b *Base) NeedTokenizer() (*tokenizer.Tokenizer, error) {
 	}
 	return b.Tokenizer, nil
 }
+
+// Size is the number of parameters and the bytes that they take in host memory.
+func (b *Base) Size() (parameters, bytes int) { return b.parameters, b.bytes }
 
 // Close gives back the mapped files. Weights must not be used any more.
 func (b *Base) Close() error {
@@ -212,10 +217,14 @@ func (lw *LayerWeights) slots(a Arch, bias [targets]bool, layer int) []slot {
 	return all
 }
 
-// finish ties the output projection and makes the digest ready, once every slot has its tensor.
+// finish ties the output projection, counts, and makes the digest ready, once every slot has its tensor.
 func (b *Base) finish(all []slot) {
 	if b.Arch.Tied {
 		b.Weights.Head = b.Weights.Embed
+	}
+	for _, s := range all {
+		b.parameters += s.dst.Len()
+		b.bytes += s.dst.Bytes()
 	}
 	b.digest = sync.OnceValue(func() string { return digestOf(all) })
 }

@@ -107,8 +107,8 @@ func Serve(base *Placed, e *checkpoints.Serving) (*Served, error) {
 }
 
 func (s *Served) readTable(e *checkpoints.Serving) error {
-	ids, _ := e.Tensor("model.table.ids")
-	weights, _ := e.Tensor("model.table.weights")
+	ids, _ := e.Tensor(checkpoints.TableIDs)
+	weights, _ := e.Tensor(checkpoints.TableWeights)
 	hostIDs, err := fromFile(ids)
 	if err != nil {
 		return err

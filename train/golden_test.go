@@ -146,17 +146,10 @@ func swapLast(values []float32, shape []int) ([]float32, []int) {
 func batchOf(t *testing.T, f *checkpoints.File, i int) datasets.Batch {
 	t.Helper()
 	row := func(name string) []int32 {
-		x, ok := f.Tensor(name)
-		if !ok {
-			t.Fatalf("no tensor %q", name)
-		}
+		all := int32s(t, f, name)
+		x, _ := f.Tensor(name)
 		n := x.Shape[1]
-		list := make([]int32, n)
-		for k := range list {
-			b := x.Data[4*(i*n+k):]
-			list[k] = int32(uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16 | uint32(b[3])<<24)
-		}
-		return list
+		return all[i*n : (i+1)*n]
 	}
 	b := datasets.Batch{IDs: row("ids"), Pos: row("pos"), Seq: row("seq"), Targets: row("target")}
 	b.Tokens = len(b.IDs)

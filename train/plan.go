@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"loratrain/datasets"
-	"loratrain/kernels"
 	"loratrain/model"
 )
 
@@ -30,10 +29,11 @@ func (p *Prepared) Describe() (string, error) {
 	}
 	a, s := r.Base.Arch, r.bank.Spec
 	tokens, targets := countTokens(r.data.seqs)
-	weights := weightBytes(r)
+	all, weights := r.Base.Size()
+	all += r.bank.Trainable()
 	fmt.Fprintf(w, "base       %s: %s, %d layers, width %d, vocabulary %d\n", r.Base.Name, a.Family, a.Layers, a.Width, a.Vocab)
 	fmt.Fprintf(w, "adapter    %s: %d experts of rank %d, shared rank %d, alpha %g, on %v\n", s.Granularity, s.Experts, s.Rank, s.Shared, s.Alpha, s.Targets)
-	fmt.Fprintf(w, "trained    %d of %d parameters (%.2f %%)\n", r.bank.Trainable(), parameters(r), 100*float64(r.bank.Trainable())/float64(parameters(r)))
+	fmt.Fprintf(w, "trained    %d of %d parameters (%.2f %%)\n", r.bank.Trainable(), all, 100*float64(r.bank.Trainable())/float64(all))
 	fmt.Fprintf(w, "data       %d sequences, %d tokens, %d learned, %d cut to %d tokens\n", len(r.data.seqs), tokens, targets, r.data.truncated, r.data.encoder.MaxLength)
 	for _, t := range r.data.tests {
 		fmt.Fprintf(w, "measured   %s: %d items\n", t.Name, len(t.Items)+len(t.Pairs))
@@ -52,45 +52,6 @@ func countTokens(seqs []datasets.Sequence) (tokens, targets int) {
 		targets += len(s.IDs) - s.Prompt
 	}
 	return tokens, targets
-}
-
-// eachWeight visits the base's tensors.
-func eachWeight(r *run, visit func(kernels.Tensor)) {
-	w := r.Base.Weights
-	visit(w.Embed)
-	visit(w.Norm)
-	if !r.Base.Arch.Tied {
-		visit(w.Head)
-	}
-	for _, l := range w.Layers {
-		for _, t := range []kernels.Tensor{l.InputNorm, l.PostNorm, l.QNorm, l.KNorm} {
-			visit(t)
-		}
-		for t := range l.W {
-			visit(l.W[t])
-			visit(l.Bias[t])
-		}
-	}
-}
-
-func parameters(r *run) int {
-	n := r.bank.Trainable()
-	eachWeight(r, func(t kernels.Tensor) {
-		if !t.None() {
-			n += t.Len()
-		}
-	})
-	return n
-}
-
-func weightBytes(r *run) int {
-	n := 0
-	eachWeight(r, func(t kernels.Tensor) {
-		if !t.None() {
-			n += t.Bytes()
-		}
-	})
-	return n
 }
 
 // mergedBytes is what the copies of weights take that the verification of an export merges experts into: the shared one once,

@@ -88,8 +88,8 @@ func spelling(e *checkpoints.Serving, run, modelPath string) (*tokenizer.Tokeniz
 
 // count goes through the routing table. tokens may be nil.
 func (r *routerReport) count(e *checkpoints.Serving, tokens *tokenizer.Tokenizer) {
-	ids, _ := e.Tensor("model.table.ids")
-	weights, _ := e.Tensor("model.table.weights")
+	ids, _ := e.Tensor(checkpoints.TableIDs)
+	weights, _ := e.Tensor(checkpoints.TableWeights)
 	served := make([][]tokenExample, e.Config.Experts)
 	r.Experts = make([]expertReport, e.Config.Experts)
 	for place := range router.Top * r.Vocab {
