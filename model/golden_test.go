@@ -107,7 +107,7 @@ func TestGoldenLogits(t *testing.T) {
 			name string
 			o    cpu.Options
 			tol  float64
-		}{{"f64", cpu.Options{Float64: true}, 2e-6}, {"f32", cpu.Options{}, 1e-4}} {
+		}{{"f64", cpu.Options{Float64: true}, 2e-6}, {"f32", cpu.Options{}, 1e-4}, {"f32 without a BLAS", cpu.Options{Matrix: "go"}, 1e-4}} {
 			t.Run(arch+"/"+precision.name, func(t *testing.T) {
 				folder := filepath.Join(*golden, "tiny-"+arch)
 				base, err := Open(folder)
