@@ -49,17 +49,6 @@ func Parse(name string, data []byte, overrides ...string) (Config, error) {
 	return p.finish()
 }
 
-// Set overrides one key: "train.lr=1e-4", "adapter.targets=q_proj,v_proj". After an error cfg is as it was. Neither
-// does it resolve nor check keys against each other: call Resolve and Validate when all are set.
-func Set(cfg *Config, override string) error {
-	p := parser{cfg: *cfg, origins: map[string]string{}}
-	if err := p.override(override); err != nil {
-		return err
-	}
-	*cfg = p.cfg
-	return nil
-}
-
 // document is the mapping in a YAML file, nil if there is nothing in it.
 func document(name string, data []byte) (*yaml.Node, error) {
 	if err := refuseBinary(name, data); err != nil {

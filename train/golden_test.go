@@ -21,6 +21,9 @@ import (
 
 var golden = flag.String("golden", "../testdata/golden", "folder of the golden files")
 
+// goldenStep is what the reference reports of a step.
+type goldenStep struct{ Total, CE, Balance, Norm float64 }
+
 // trajectory is an entry of traj.json, or smol.json.
 type trajectory struct {
 	Model       string
@@ -36,7 +39,7 @@ type trajectory struct {
 	Betas       [2]float64
 	Eps         float64
 	Decay       float64 `json:"weight_decay"`
-	Steps       []struct{ Total, CE, Balance, Norm float64 }
+	Steps       []goldenStep
 
 	GradientNorms map[string]float64 `json:"first_step_gradient_norms"`
 }
@@ -227,6 +230,15 @@ func near(t *testing.T, what string, got, want, rel float64) {
 	}
 }
 
+// nearStep compares a step's losses and gradient norm, both to a relative tolerance.
+func nearStep(t *testing.T, i int, r StepResult, want goldenStep, loss, norm float64) {
+	t.Helper()
+	near(t, fmt.Sprintf("step %d: total", i), r.Loss, want.Total, loss)
+	near(t, fmt.Sprintf("step %d: cross-entropy", i), r.CE, want.CE, loss)
+	near(t, fmt.Sprintf("step %d: balance", i), r.Balance, want.Balance, loss)
+	near(t, fmt.Sprintf("step %d: gradient norm", i), r.Norm, want.Norm, norm)
+}
+
 // TestGoldenTrajectories trains a tiny Llama for ten steps with every granularity through Gorgonia's graph.
 func TestGoldenTrajectories(t *testing.T) {
 	var all map[string]trajectory
@@ -263,10 +275,7 @@ func TestGoldenTrajectories(t *testing.T) {
 					if i == 0 {
 						compareTensors(t, "gradient", bank.Tensors(hostCopy(b, s.grads)), group(t, f, "grad."), p.grad)
 					}
-					near(t, fmt.Sprintf("step %d: total", i), r.Loss, want.Total, p.loss)
-					near(t, fmt.Sprintf("step %d: cross-entropy", i), r.CE, want.CE, p.loss)
-					near(t, fmt.Sprintf("step %d: balance", i), r.Balance, want.Balance, p.loss)
-					near(t, fmt.Sprintf("step %d: gradient norm", i), r.Norm, want.Norm, p.norm)
+					nearStep(t, i, r, want, p.loss, p.norm)
 				}
 				compareTensors(t, "end value", bank.Tensors(hostCopy(b, s.Params)), group(t, f, "end."), p.end)
 			})

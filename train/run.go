@@ -157,14 +157,6 @@ func (p *Prepared) Run(ctx context.Context) (*Outcome, error) {
 	return out, err
 }
 
-// Dir is the run's folder once it runs.
-func (p *Prepared) Dir() string {
-	if p.r.folder == nil {
-		return ""
-	}
-	return p.r.folder.Dir
-}
-
 func (r *run) run(ctx context.Context) (*Outcome, error) {
 	started := time.Now()
 	stopped, err := r.train(ctx)

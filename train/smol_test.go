@@ -89,10 +89,7 @@ func TestGoldenSmolSteps(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		near(t, fmt.Sprintf("step %d: total", i), r.Loss, want.Total, 1e-4/want.Total)
-		near(t, fmt.Sprintf("step %d: cross-entropy", i), r.CE, want.CE, 1e-4/want.CE)
-		near(t, fmt.Sprintf("step %d: balance", i), r.Balance, want.Balance, 1e-4)
-		near(t, fmt.Sprintf("step %d: gradient norm", i), r.Norm, want.Norm, 1e-3)
+		nearStep(t, i, r, want, 1e-4/want.Total, 1e-3)
 		if i > 0 {
 			continue
 		}

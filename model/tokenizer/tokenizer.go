@@ -6,8 +6,8 @@
 // the metadata of a GGUF file; then Encode, Decode, and Stream for text that
 // is being generated.
 //
-// Caveats. A file is refused, by the name of the part, if anything in it
-// could change ids and is not implemented: SentencePiece and Unigram models,
+// Caveats. A file is refused, by the name of the part, if anything in it that
+// could change ids is not byte-level BPE's: SentencePiece and Unigram models,
 // WordPiece, and regular expressions whose meaning differs between Oniguruma
 // and .NET. Special tokens written in a text are recognised, so text from
 // strangers can contain them. The parts of tokenizer_config.json and of chat
