@@ -34,6 +34,8 @@ type Storage interface {
 	Write(t, host Tensor)
 	// Read copies t to host, which has its type and length, when all operations before it are done.
 	Read(host, t Tensor)
+	// Fetch is Read that does not wait: host holds the elements when the function that it returns has returned.
+	Fetch(host, t Tensor) (wait func())
 	// Copy copies src to dst, which has its type and length.
 	Copy(dst, src Tensor)
 	// Zero clears t.
@@ -54,8 +56,8 @@ func (h Heads) String() string { return fmt.Sprintf("%d/%d heads of %d", h.Query
 // Switch is the adapter of one linear layer in dense form: E experts of rank R, and S columns that every token
 // uses, side by side. Plain LoRA is E = 0.
 type Switch struct {
-	A     Tensor  // (D, C), C = E·R + S
-	B     Tensor  // (C, D_out)
+	A     Tensor  // (D, C), C = E·R + S, of type Param or Float
+	B     Tensor  // (C, D_out), of the type of A
 	Gates Tensor  // (T, E); none if E = 0
 	Rank  int     // R
 	Scale float64 // s = alpha / rank
@@ -140,7 +142,8 @@ type Gradients interface {
 	// c of expert e; dg none if E = 0. du, u (T, C), dg (T, E), dy (T, D_out).
 	SwitchGradHidden(du, dg, dy, u Tensor, sw Switch)
 
-	// SwitchGradInput is dx = dy·w + du·Aᵀ. dx (T, D), dy (T, D_out), w (D_out, D), du (T, C), a (D, C).
+	// SwitchGradInput is dx = dy·w + du·Aᵀ. dx (T, D), dy (T, D_out), w (D_out, D), du (T, C), a (D, C) of type Param or
+	// Float.
 	SwitchGradInput(dx, dy, w, du, a Tensor)
 
 	// SwitchGradA adds zᵀ·du to da. da (D, C), z (T, D), du (T, C).
@@ -185,8 +188,25 @@ type Optimizer interface {
 	//	g ← g·min(1, Clip/(norm + 1e-6))
 	//	m ← Beta1·m + (1-Beta1)·g,  v ← Beta2·v + (1-Beta2)·g²
 	//	p ← p·(1 - lr·Decay) - lr·(m/(1-Beta1ⁿ)) / (√(v/(1-Beta2ⁿ)) + Eps)
-	// g itself is left as it is. p, g, m, v (n), norm (1), hyper (2).
+	// g itself is left as it is. Nothing moves if norm is not finite. p, g, m, v (n), norm (1), hyper (2).
 	Step(p, g, m, v, norm, hyper Tensor, c AdamW)
+
+	// Round is dst = src, each element the nearest that dst's type has. dst, src of one length, each F32, BF16 or F64.
+	Round(dst, src Tensor)
+}
+
+// Capturer is a backend that can record what a function asks for and do it again at little cost.
+type Capturer interface {
+	// Capture records the operations that f calls, without running them. They must not allocate, Write, Read or Fetch, and the
+	// tensors they use must stay where they are as long as the recording is used.
+	Capture(f func()) (Recording, error)
+}
+
+// Recording is operations that run as one.
+type Recording interface {
+	// Run queues them all.
+	Run()
+	Close()
 }
 
 // Merge is one layer's part of [Decoding.Merge].

@@ -36,6 +36,7 @@ func (r *Recorder) Gradients(loss, seed V, grads []Gradient) ([]V, error) {
 	for _, n := range forward {
 		w.mark(n)
 	}
+	r.findUsers()
 	var roots []V
 	for i := len(forward) - 1; i >= 0; i-- {
 		n := forward[i]
@@ -109,13 +110,10 @@ func (w *backward) mark(n *G.Node) {
 func (w *backward) propagate(n *G.Node, dy V) error {
 	op, kids := n.Op().(G.SDOp), w.kids[n]
 	diff := op.DiffWRT(len(kids))
-	specs := []Spec{dy.Spec} // an item's input has the gradient of the item
 	if o, ok := op.(*node); ok {
 		o.need = make([]bool, len(o.in))
-		specs = make([]Spec, len(kids))
 		for k, i := range o.present {
 			o.need[i] = diff[k] && w.need[kids[k]]
-			specs[k] = o.in[i].Spec
 		}
 	}
 	given, err := op.SymDiff(kids, n, dy.node)
@@ -129,7 +127,20 @@ func (w *backward) propagate(n *G.Node, dy V) error {
 		if given[k] == nil {
 			return fmt.Errorf("%v gives no gradient for input %d", op, k)
 		}
-		w.terms[kid] = append(w.terms[kid], V{Spec: specs[k], node: given[k]})
+		w.terms[kid] = append(w.terms[kid], w.value(given[k]))
 	}
 	return nil
+}
+
+// value is the V of a node.
+func (r *Recorder) value(n *G.Node) V {
+	switch o := n.Op().(type) {
+	case *node:
+		return o.out[0]
+	case *item:
+		return o.of.out[o.i]
+	default:
+		t := n.Value().(*value).ts[0]
+		return V{Spec: Spec{Type: t.Type, Shape: t.Shape}, node: n}
+	}
 }

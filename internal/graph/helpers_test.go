@@ -111,6 +111,9 @@ func compiled(t testing.TB, r *Recorder, keep, sums []V) *Program {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.Close() })
+	if err := arena.Grow(); err != nil {
+		t.Fatal(err)
+	}
 	spoil(arena)
 	return p
 }

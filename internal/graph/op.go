@@ -38,6 +38,11 @@ type Op struct {
 	Grad func(x Exec, in, out []V, dy V, need []bool) []V
 	// Adds says that Run adds to its result, the gradient of a trainable tensor, instead of overwriting it.
 	Adds bool
+	// Cheap says that Run takes next to no time: what the backward pass needs of the results is computed again there, from
+	// inputs that it needs anyway, instead of being kept.
+	Cheap bool
+	// Linear says that Grad looks at no number of the inputs and results.
+	Linear bool
 }
 
 // node is an Op as an operation of Gorgonia, at one place of the graph.
@@ -45,10 +50,12 @@ type node struct {
 	*Op
 	rec     *Recorder
 	serial  int
-	in      []V   // as applied, with those left out
-	present []int // which of in are children
-	out     []V   // as Apply returned them
-	need    []bool
+	in      []V              // as applied, with those left out
+	present []int            // which of in are children
+	out     []V              // as Apply returned them
+	block   int              // the number of the Block that it is in, from 1; 0: none
+	again   []V              // the results, computed again in the backward pass
+	need    []bool           // which gradients Grad is asked for; nil: all
 	results []kernels.Tensor // where the program's plan put them
 	run     *Program         // whose step this is
 }
@@ -151,7 +158,8 @@ func (n *node) SymDiff(_ G.Nodes, _, grad *G.Node) (gradients G.Nodes, err error
 			need[i] = !n.in[i].None()
 		}
 	}
-	given := n.Grad(n.rec, n.in, n.out, V{Spec: n.Out[0], node: grad}, need)
+	in, out := n.rec.alive(n)
+	given := n.Grad(n.rec, in, out, V{Spec: n.Out[0], node: grad}, need)
 	for _, i := range n.present {
 		if i < len(given) && need[i] {
 			gradients = append(gradients, given[i].node)
@@ -162,14 +170,14 @@ func (n *node) SymDiff(_ G.Nodes, _, grad *G.Node) (gradients G.Nodes, err error
 	return gradients, nil
 }
 
-// item picks one of several results; like a gradient towards the first of them it moves no memory.
+// item picks one of several results but the first, which is the operation's own node; it moves no memory.
 type item struct {
 	of     *node
 	i      int
 	serial int
 }
 
-var _ G.SDOp = (*item)(nil)
+var _ G.Op = (*item)(nil)
 
 // Arity implements gorgonia.Op.
 func (*item) Arity() int { return 1 }
@@ -199,18 +207,7 @@ func (o *item) Hashcode() uint32 {
 
 func (o *item) String() string { return fmt.Sprintf("%s.%d", o.of.Name, o.i) }
 
-// DiffWRT implements gorgonia.SDOp.
-func (o *item) DiffWRT(int) []bool { return []bool{o.i == 0} }
-
 // Do implements gorgonia.Op.
 func (o *item) Do(args ...G.Value) (G.Value, error) {
 	return &value{ts: args[0].(*value).ts[o.i : o.i+1]}, nil
-}
-
-// SymDiff implements gorgonia.SDOp.
-func (o *item) SymDiff(_ G.Nodes, _, grad *G.Node) (G.Nodes, error) {
-	if o.i != 0 {
-		return nil, fmt.Errorf("%v has no gradient", o)
-	}
-	return G.Nodes{grad}, nil
 }

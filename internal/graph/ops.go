@@ -21,7 +21,7 @@ func Embed(x Exec, table, ids V) V {
 // RMSNorm normalises h in pieces of len(w), see [kernels.Network].
 func RMSNorm(x Exec, h, w V, eps float64) V {
 	return x.Apply(&Op{
-		Name: "RMSNorm", Out: []Spec{floats(x, h.Shape...)}, Diff: []int{0},
+		Name: "RMSNorm", Out: []Spec{floats(x, h.Shape...)}, Diff: []int{0}, Cheap: true,
 		Run: func(b kernels.Backend, out, in []kernels.Tensor) { b.RMSNorm(out[0], in[0], in[1], eps) },
 		Grad: func(x Exec, in, _ []V, dy V, _ []bool) []V {
 			return x.Apply(&Op{
@@ -110,7 +110,7 @@ func Sum(x Exec, vs ...V) V {
 		diff[i] = i
 	}
 	return x.Apply(&Op{
-		Name: fmt.Sprintf("Sum of %d", len(vs)), Out: []Spec{vs[0].Spec}, Diff: diff,
+		Name: fmt.Sprintf("Sum of %d", len(vs)), Out: []Spec{vs[0].Spec}, Diff: diff, Linear: true,
 		Run: func(b kernels.Backend, out, in []kernels.Tensor) { b.Sum(out[0], in...) },
 		Grad: func(_ Exec, in, _ []V, dy V, _ []bool) []V {
 			same := make([]V, len(in))
@@ -137,7 +137,7 @@ func Scale(x Exec, h, factor V) V {
 // program's dropouts apart.
 func Dropout(x Exec, h, key V, site int, rate float64) V {
 	return x.Apply(&Op{
-		Name: "Dropout", Out: []Spec{h.Spec}, Diff: []int{0},
+		Name: "Dropout", Out: []Spec{h.Spec}, Diff: []int{0}, Cheap: true,
 		Run: func(b kernels.Backend, out, in []kernels.Tensor) { b.Dropout(out[0], in[0], in[1], site, rate) },
 		Grad: func(x Exec, in, _ []V, dy V, _ []bool) []V {
 			return []V{Dropout(x, dy, in[1], site, rate)}

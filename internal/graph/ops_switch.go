@@ -4,7 +4,7 @@ import "loratrain/kernels"
 
 // Bank is the adapter of one linear layer in dense form, as values, see [kernels.Switch].
 type Bank struct {
-	A, B  V
+	A, B  V // of the backend's Param or Float type; their gradients are Param
 	Gates V // (T, E), or none
 	Rank  int
 	Scale float64
@@ -45,7 +45,7 @@ func switchGrad(x Exec, in []V, u, dy V, need []bool, bank Bank, same bool) []V 
 	given := make([]V, len(in))
 	if need[5] {
 		given[5] = x.Apply(&Op{
-			Name: "SwitchGradB", Out: []Spec{b.Spec}, Adds: true,
+			Name: "SwitchGradB", Out: []Spec{params(x, b.Shape...)}, Adds: true,
 			Run: func(k kernels.Backend, out, in []kernels.Tensor) {
 				k.SwitchGradB(out[0], in[0], in[1], bank.kernel(in[2], in[3], in[4]))
 			},
@@ -55,7 +55,7 @@ func switchGrad(x Exec, in []V, u, dy V, need []bool, bank Bank, same bool) []V 
 	given[6] = dg
 	if need[4] {
 		given[4] = x.Apply(&Op{
-			Name: "SwitchGradA", Out: []Spec{a.Spec}, Adds: true,
+			Name: "SwitchGradA", Out: []Spec{params(x, a.Shape...)}, Adds: true,
 			Run: func(k kernels.Backend, out, in []kernels.Tensor) { k.SwitchGradA(out[0], in[0], in[1]) },
 		}, z, du)[0]
 	}

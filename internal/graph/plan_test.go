@@ -157,6 +157,9 @@ func TestPlanOfAnyGraph(t *testing.T) {
 		if p.Bytes() > total {
 			t.Fatalf("the plan takes %d bytes, all results together %d", p.Bytes(), total)
 		}
+		if err := arena.Grow(); err != nil {
+			t.Fatal(err)
+		}
 		for run := range 2 {
 			spoil(arena)
 			if err := p.Run(); err != nil {
@@ -169,4 +172,68 @@ func TestPlanOfAnyGraph(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestSmallerProgramsFit compiles a random graph, and then the same with smaller results: it needs no more memory.
+func TestSmallerProgramsFit(t *testing.T) {
+	b, moved := newBackend(t, true), 0
+	rapid.Check(t, func(t *rapid.T) {
+		arena := NewArena(b)
+		type step struct {
+			sizes, smaller []int
+			inputs         []int
+		}
+		var steps []step
+		results := 1
+		for range rapid.IntRange(3, 25).Draw(t, "operations") {
+			s := step{sizes: rapid.SliceOfN(rapid.IntRange(1, 400), 1, 3).Draw(t, "sizes")}
+			for _, n := range s.sizes {
+				s.smaller = append(s.smaller, rapid.IntRange(1, n).Draw(t, "smaller"))
+			}
+			s.inputs = rapid.SliceOfN(rapid.IntRange(max(0, results-6), results-1), 1, 4).Draw(t, "inputs")
+			results += len(s.sizes)
+			steps = append(steps, s)
+		}
+		compile := func(x Exec, smaller bool) []V {
+			vs := []V{bound(x, "x", normal("input", 8), 8)}
+			for k, s := range steps {
+				sizes, in := s.sizes, make([]V, len(s.inputs))
+				if smaller {
+					sizes = s.smaller
+				}
+				for i, at := range s.inputs {
+					in[i] = vs[at]
+				}
+				vs = append(vs, x.Apply(weave(float64(k), sizes...), in...)...)
+			}
+			return vs[len(vs)-1:]
+		}
+		var programs []*Program
+		for _, smaller := range []bool{false, true} {
+			rec := NewRecorder(b)
+			p, err := rec.Compile(arena, compile(rec, smaller), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Close()
+			programs = append(programs, p)
+		}
+		if arena.Bytes() != programs[0].Bytes() || programs[1].Bytes() > arena.Bytes() {
+			t.Fatalf("the arena needs %d bytes, the large program %d, the small one %d", arena.Bytes(), programs[0].Bytes(), programs[1].Bytes())
+		}
+		if programs[1].Bytes() == arena.Bytes() {
+			moved++
+		}
+		if err := arena.Grow(); err != nil {
+			t.Fatal(err)
+		}
+		spoil(arena)
+		if err := programs[1].Run(); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := float64s(programs[1].Kept(0)), float64s(compile(NewImmediate(b), true)[0].Tensor()); !slices.Equal(got, want) {
+			t.Fatalf("the small program gives %v, want %v", got, want)
+		}
+	})
+	t.Logf("%d small programs lie as the large one does", moved)
 }

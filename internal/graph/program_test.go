@@ -1,6 +1,7 @@
 package graph
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -120,11 +121,9 @@ func TestProgramsShareAnArena(t *testing.T) {
 			}
 		}
 		now := arena.mem.Mem.(kernels.Host)
-		for k, op := range p.order {
-			for i, offset := range p.offsets[k] {
-				if offset >= 0 && &op.results[i].Mem.(kernels.Host)[0] != &now[offset] {
-					t.Errorf("operation %d of the program of %d wrote outside the arena, to where it was before", k, n)
-				}
+		for _, at := range p.pieces {
+			if &at.of.results[at.i].Mem.(kernels.Host)[0] != &now[at.from] {
+				t.Errorf("operation %d of the program of %d wrote outside the arena, to where it was before", at.first, n)
 			}
 		}
 	}
@@ -147,8 +146,8 @@ func TestProgramsShareAnArena(t *testing.T) {
 	}
 	check(between, 50, 8)
 	check(large, 400, 16)
-	if want := 3*2 + 1; len(b.held) != want {
-		t.Errorf("%d allocations are held, want 2 kept values of 3 programs and one arena", len(b.held))
+	if want := 3 + 1; len(b.held) != want {
+		t.Errorf("%d allocations are held, want the kept values of 3 programs and one arena", len(b.held))
 	}
 }
 
@@ -180,13 +179,13 @@ func TestDisturbedOrderIsAnError(t *testing.T) {
 		{"too many", func() { p.order = append(p.order, p.order[1]) }, "the machine ran 2 of 3 operations"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			order, offsets := slices.Clone(p.order), slices.Clone(p.offsets)
+			order := slices.Clone(p.order)
 			mustRun(t, p) // binds
 			c.disturb()
 			if err := p.Run(); err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("error %v, want %q", err, c.want)
 			}
-			p.order, p.offsets = order, offsets
+			p.order = order
 			mustRun(t, p)
 			if got := float64s(p.Kept(0))[0]; got != 4 {
 				t.Errorf("after the failed run 1 + 1 + 2 = %g", got)
@@ -296,63 +295,126 @@ func (s *scarce) Free(t kernels.Tensor) {
 
 func (s *scarce) Sync() error { return s.fault }
 
-func TestCompileWithoutMemory(t *testing.T) {
-	for left := range 4 {
+func TestWithoutMemory(t *testing.T) {
+	for left := range 3 {
 		b := &scarce{Backend: newBackend(t, true), left: left}
 		arena := NewArena(b)
 		r := NewRecorder(b)
 		y := Sum(r, bound(r, "x", []float64{1}, 1), bound(r, "y", []float64{2}, 1))
 		z := Sum(r, y, y)
-		p, err := r.Compile(arena, []V{z, Sum(r, z, z)}, nil) // two kept, and y in the arena
-		if enough := left == 3; enough != (err == nil) || enough != (p != nil) || !enough && !errors.Is(err, errScarce) {
+		p, err := r.Compile(arena, []V{z, Sum(r, z, z)}, nil) // two kept, which are one allocation, and y in the arena
+		if enough := left > 0; enough != (err == nil) || enough != (p != nil) || !enough && !errors.Is(err, errScarce) {
 			t.Errorf("with %d allocations: program %v, error %v", left, p, err)
 		}
-		if p != nil {
+		if p == nil {
+			if len(b.held) != 0 {
+				t.Errorf("with %d allocations the failed Compile holds %d of them", left, len(b.held))
+			}
+			continue
+		}
+		if len(b.held) != 1 || arena.Bytes() != p.Bytes() {
+			t.Errorf("Compile made %d allocations, want that of the kept values; the arena needs %d bytes, want %d", len(b.held), arena.Bytes(), p.Bytes())
+		}
+		if left == 1 {
+			if err := p.Run(); !errors.Is(err, errScarce) {
+				t.Errorf("without memory for the arena: error %v, want %v", err, errScarce)
+			}
+		} else {
 			mustRun(t, p)
 			if got := float64s(p.Kept(1))[0]; got != 12 {
 				t.Errorf("2·2·(1 + 2) = %g", got)
 			}
-			if err := p.Close(); err != nil {
-				t.Error(err)
-			}
-			if len(b.held) != 1 {
-				t.Errorf("after Close %d allocations are held, want the arena alone", len(b.held))
-			}
-		} else if len(b.held) != 0 {
-			t.Errorf("with %d allocations the failed Compile holds %d of them", left, len(b.held))
+		}
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+		arena.Close()
+		if len(b.held) != 0 {
+			t.Errorf("after Close %d allocations are held", len(b.held))
 		}
 	}
 }
 
 // TestArenaThatCannotGrow leaves the programs that fit as they are.
 func TestArenaThatCannotGrow(t *testing.T) {
-	b := &scarce{Backend: newBackend(t, true), left: 2}
+	b := &scarce{Backend: newBackend(t, true), left: 3}
 	arena := NewArena(b)
-	program := func(n int) (*Program, error) {
+	program := func(n int) *Program {
 		r := NewRecorder(b)
 		x := bound(r, "x", normal("x", n), n)
-		return r.Compile(arena, []V{chain(r, x, bound(r, "minus one", []float64{-1}, 1), 2)}, nil)
+		p, err := r.Compile(arena, []V{chain(r, x, bound(r, "minus one", []float64{-1}, 1), 2)}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { p.Close() })
+		return p
 	}
-	p, err := program(2)
-	if err != nil {
+	small := program(2)
+	if err := arena.Grow(); err != nil {
 		t.Fatal(err)
 	}
-	b.left = 1
-	if _, err := program(5000); !errors.Is(err, errScarce) {
-		t.Errorf("error %v, want %v", err, errScarce)
+	large := program(5000)
+	if err := arena.Grow(); !errors.Is(err, errScarce) {
+		t.Errorf("the arena grew: error %v, want %v", err, errScarce)
 	}
-	mustRun(t, p)
-	if got, want := float64s(p.Kept(0)), normal("x", 2); !slices.Equal(got, want) {
+	if err := large.Run(); !errors.Is(err, errScarce) {
+		t.Errorf("the large program ran: error %v, want %v", err, errScarce)
+	}
+	mustRun(t, small)
+	if got, want := float64s(small.Kept(0)), normal("x", 2); !slices.Equal(got, want) {
 		t.Errorf("the program before gives %v, want %v", got, want)
 	}
 }
 
-func TestRunReportsSync(t *testing.T) {
+// TestRunDoesNotWait leaves the fault of a device to whoever waits for it.
+func TestRunDoesNotWait(t *testing.T) {
 	b := &scarce{Backend: newBackend(t, true), left: 2}
 	r := NewRecorder(b)
 	p := compiled(t, r, r.Apply(plus("plus", 1), bound(r, "x", []float64{1}, 1)), nil)
 	b.fault = errors.New("the device fell over")
-	if err := p.Run(); !errors.Is(err, b.fault) {
-		t.Errorf("error %v, want %v", err, b.fault)
+	if err := p.Run(); err != nil {
+		t.Errorf("error %v", err)
 	}
+}
+
+// TestFetch brings kept values of several types to the host; those that never come are NaN.
+func TestFetch(t *testing.T) {
+	b := &lost{Backend: newBackend(t, false)}
+	r := NewRecorder(b)
+	logits := r.Bind("logits", kernels.FromSlice([]float32{1, 3, 3, 2, 9, 7}, 2, 3))
+	ids, weights := Top2(r, logits)
+	gates := Gate(r, logits)
+	p := compiled(t, r, []V{ids, gates, weights}, nil)
+	mustRun(t, p)
+	kept, wait := p.Fetch()
+	wait()
+	if got, want := kernels.Slice[int32](kept[0]), []int32{1, 2, 1, 2}; !slices.Equal(got, want) {
+		t.Errorf("ids %v, want %v", got, want)
+	}
+	for i := range 3 {
+		if got, want := kept[i].Mem.(kernels.Host), p.Kept(i).Mem.(kernels.Host); !bytes.Equal(got, want) {
+			t.Errorf("kept value %d is %x, want %x", i, got, want)
+		}
+	}
+	b.dead = true
+	kept, wait = p.Fetch()
+	wait()
+	for _, f := range kernels.Slice[float32](kept[1]) {
+		if f == f {
+			t.Errorf("a number that was never sent is %v, want NaN", f)
+		}
+	}
+}
+
+// lost is a backend that sends nothing once dead is set.
+type lost struct {
+	kernels.Backend
+	dead bool
+}
+
+func (l *lost) Fetch(host, t kernels.Tensor) func() {
+	if l.dead {
+		return func() {}
+	}
+	return l.Backend.Fetch(host, t)
 }

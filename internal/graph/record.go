@@ -17,6 +17,11 @@ type Recorder struct {
 	made   []*G.Node // in the order of making: children before parents
 	kids   map[*G.Node]G.Nodes
 	hashes map[uint32]bool // of made
+
+	recompute bool
+	block     int // the number of the Block that is recorded, 0: none
+	blocks    int
+	users     map[*node][]*node // of the first results, in the forward pass
 }
 
 var _ Exec = (*Recorder)(nil)
@@ -48,7 +53,7 @@ func (r *Recorder) Bind(name string, t kernels.Tensor) V {
 
 // Apply implements [Exec].
 func (r *Recorder) Apply(op *Op, in ...V) []V {
-	n := &node{Op: op, rec: r, in: in}
+	n := &node{Op: op, rec: r, in: in, block: r.block}
 	var kids G.Nodes
 	for i, v := range in {
 		if !v.None() {
@@ -57,12 +62,9 @@ func (r *Recorder) Apply(op *Op, in ...V) []V {
 		}
 	}
 	made := r.add(n, &n.serial, kids)
-	if len(op.Out) == 1 {
-		n.out = []V{{Spec: op.Out[0], node: made}}
-		return n.out
-	}
-	for i, s := range op.Out {
-		part := &item{of: n, i: i}
+	n.out = []V{{Spec: op.Out[0], node: made}}
+	for i, s := range op.Out[1:] {
+		part := &item{of: n, i: i + 1}
 		n.out = append(n.out, V{Spec: s, node: r.add(part, &part.serial, G.Nodes{made})})
 	}
 	return n.out

@@ -45,6 +45,7 @@ type engine[E float] struct {
 	matrix  multiplier[E]
 	library string // of matrix, for people
 	workers []*worker[E]
+	memory  kernels.Account
 }
 
 func newEngine[E float](vec vector[E], o Options) (*engine[E], error) {

@@ -91,7 +91,8 @@ func (e *engine[E]) SwitchGradHidden(du, dg, dy, u kernels.Tensor, sw kernels.Sw
 	})
 }
 
-// SwitchGradInput is dx = dy·w + du·Aᵀ. dx (T, D), dy (T, D_out), w (D_out, D), du (T, C), a (D, C).
+// SwitchGradInput is dx = dy·w + du·Aᵀ. dx (T, D), dy (T, D_out), w (D_out, D), du (T, C), a (D, C) of type Param or
+// Float.
 func (e *engine[E]) SwitchGradInput(dx, dy, w, du, a kernels.Tensor) {
 	const op = "SwitchGradInput"
 	rows, out := matrixShape(op, "dy", dy)

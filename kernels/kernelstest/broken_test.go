@@ -21,17 +21,21 @@ type flaw struct {
 	backend func(n naive) kernels.Backend
 }
 
-// imprecise are flaws that only a narrow tolerance can show.
-var imprecise = map[string]kernels.Type{
+// only are flaws that not all types can show: a narrow tolerance must, or an adapter of another type than Param.
+var only = map[string]kernels.Type{
 	"Linear multiplies in float32": kernels.F64,
 	"Linear multiplies in tf32":    kernels.F32,
 	"Route rounds its weight":      kernels.BF16,
+
+	"SwitchLinear wants A in Param":    kernels.BF16,
+	"SwitchLinear mixes types":         kernels.BF16,
+	"SwitchGradInput reads A as Param": kernels.BF16,
 }
 
 // floats is the types of a backend that show f: those with the narrowest tolerances and with the widest.
 func (f flaw) floats() []kernels.Type {
-	if only, ok := imprecise[f.name]; ok {
-		return []kernels.Type{only}
+	if float, ok := only[f.name]; ok {
+		return []kernels.Type{float}
 	}
 	return []kernels.Type{kernels.F64, kernels.BF16}
 }

@@ -157,6 +157,7 @@ func testAppend(t *testing.T, b kernels.Backend) {
 		{"padding only", 3, 5, []int32{-1, -1}},
 		{"cache of one", 1, 1, []int32{0}},
 		{"all rows", 3, 65, []int32{2, 1, 0}},
+		{"wide rows", 3, 2062, []int32{2, 0}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			c := newCall(t, b)

@@ -12,6 +12,7 @@
 //   - tensors at any element of a buffer, aligned for their type and no more;
 //   - frozen weights, bias and the experts of Experts and Merge in F32, BF16 and F64, lse and the table of Rotary
 //     in Param, logits of Sample in Float;
+//   - A and B of an adapter in Param and in Float;
 //   - numbers that do not count (rows without a target, tokens of padding, keys that nobody sees, elements that
 //     are dropped) may be NaN and still do not count;
 //   - Balance of no tokens is zero, and so are its loads;

@@ -22,7 +22,7 @@ func rotaryTable(positions, d int) []float64 {
 
 func testRotary(t *testing.T, b kernels.Backend) {
 	const positions = 11
-	for _, n := range []struct{ tokens, heads, d int }{{1, 1, 2}, {7, 3, 8}, {5, 2, 12}, {9, 1, 64}, {3, 4, 80}, {65, 3, 48}} {
+	for _, n := range []struct{ tokens, heads, d int }{{1, 1, 2}, {7, 3, 8}, {5, 2, 12}, {9, 1, 64}, {3, 4, 80}, {65, 3, 48}, {3, 41, 2}, {2, 33, 128}} {
 		for _, backwards := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%d heads of %d backwards %v", n.heads, n.d, backwards), func(t *testing.T) {
 				c := newCall(t, b)

@@ -19,6 +19,9 @@ var layerFlaws = []flaw{
 	{"Linear multiplies in tf32", "Linear", `y\[`, func(n naive) kernels.Backend { return coarse{n, 11} }},
 	{"Linear takes any shape", "Linear", `no panic though bias is`, func(n naive) kernels.Backend { return noBias{n} }},
 	{"SwitchLinear takes x for z", "SwitchLinear", `dropout(?s:.*)u\[`, func(n naive) kernels.Backend { return xForZ{n} }},
+	{"SwitchLinear wants A in Param", "SwitchLinear", `adapter_of_bf16(?s:.*)panic: operands`, func(n naive) kernels.Backend { return paramOnly{n} }},
+	{"SwitchLinear mixes types", "SwitchLinear", `no panic though B is`, func(n naive) kernels.Backend { return mixes{n} }},
+	{"SwitchGradInput reads A as Param", "SwitchGradInput", `adapter_of_bf16(?s:.*)dx\[`, func(n naive) kernels.Backend { return readsHalf{n} }},
 	{"SwitchLinear ignores the gates", "SwitchLinear", `y\[`, func(n naive) kernels.Backend { return noGates{n} }},
 	{"SwitchGradHidden ignores the scale", "SwitchGradHidden", `dg\[`, func(n naive) kernels.Backend { return noScale{n} }},
 	{"SwitchGradA overwrites", "SwitchGradA", `da\[`, func(n naive) kernels.Backend { return overwritesA{n} }},
@@ -126,6 +129,31 @@ type noGates struct{ naive }
 func (b noGates) SwitchLinear(y, u, x, z, w, bias kernels.Tensor, sw kernels.Switch) {
 	sw.Gates = kernels.Tensor{}
 	b.naive.SwitchLinear(y, u, x, z, w, bias, sw)
+}
+
+type paramOnly struct{ naive }
+
+func (b paramOnly) SwitchLinear(y, u, x, z, w, bias kernels.Tensor, sw kernels.Switch) {
+	b.pars(sw.A)
+	b.naive.SwitchLinear(y, u, x, z, w, bias, sw)
+}
+
+type mixes struct{ naive }
+
+func (b mixes) SwitchLinear(y, u, x, z, w, bias kernels.Tensor, sw kernels.Switch) {
+	if sw.A.Type == b.param && sw.B.Type == b.float {
+		sw.B = encode(decode(sw.B), b.param).Reshape(sw.B.Shape...)
+	}
+	b.naive.SwitchLinear(y, u, x, z, w, bias, sw)
+}
+
+type readsHalf struct{ naive }
+
+func (b readsHalf) SwitchGradInput(dx, dy, w, du, a kernels.Tensor) {
+	if a.Type != b.param {
+		a = changed(a, func(i int, v float64) float64 { return v * float64(i%2) })
+	}
+	b.naive.SwitchGradInput(dx, dy, w, du, a)
 }
 
 type noScale struct{ naive }

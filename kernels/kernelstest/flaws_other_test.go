@@ -11,11 +11,20 @@ var otherFlaws = []flaw{
 	{"Alloc gives used memory", "Storage", `Alloc: element 0 is`, func(n naive) kernels.Backend { return dirty{n} }},
 	{"Alloc panics", "Storage", `too_much_memory`, func(n naive) kernels.Backend { return greedyAlloc{n} }},
 	{"Zero clears too much", "Storage", `Zero of a part`, func(n naive) kernels.Backend { return clearsMore{n} }},
+	{"Fetch reads late", "Storage", `Fetch what was there: host\[1\] is`, func(n naive) kernels.Backend { return fetchesLate{n} }},
+	{"Fetch gives more than was asked for", "Storage", `Fetch of a part: host\[.*\] is .*, want 7`, func(n naive) kernels.Backend { return fetchesMore{n} }},
 	{"Norm forgets the last", "Norm", `norm\[0\]`, func(n naive) kernels.Backend { return shortNorm{n} }},
 	{"Step counts from zero", "Step", `first_step(?s:.*)p is`, func(n naive) kernels.Backend { return fromZero{n} }},
 	{"Step couples decay", "Step", `decay_is_decoupled`, func(n naive) kernels.Backend { return coupled{n} }},
 	{"Step always clips", "Step", `short_enough(?s:.*)m is`, func(n naive) kernels.Backend { return alwaysClips{n} }},
 	{"Step scales the gradient in place", "Step", `g\[0\]: an input was modified`, func(n naive) kernels.Backend { return scalesGradient{n} }},
+	{"Step goes on without a norm", "Step", `norm_NaN_clip_0(?s:.*)m\[0\] moved`, func(n naive) kernels.Backend { return neverStops{n} }},
+	{"Step stops at large norms", "Step", `large_but_finite`, func(n naive) kernels.Backend { return stopsEarly{n} }},
+	{"Round rounds twice", "Round", `f64_to_bf16(?s:.*)becomes dst`, func(n naive) kernels.Backend { return roundsTwice{n} }},
+	{"Round truncates", "Round", `f32_to_bf16(?s:.*)becomes dst`, func(n naive) kernels.Backend { return truncates{n} }},
+	{"Round flushes what is small", "Round", `becomes dst\[.*\] = 0, want`, func(n naive) kernels.Backend { return flushes{n} }},
+	{"Round saturates", "Round", `want \+Inf`, func(n naive) kernels.Backend { return saturates{n} }},
+	{"Round makes NaN infinite", "Round", `NaN becomes dst\[0\] = \+Inf`, func(n naive) kernels.Backend { return nanIsInfinite{n} }},
 	{"Experts overwrites", "Experts", `y\[`, func(n naive) kernels.Backend { return overwritesY{n} }},
 	{"Experts takes the first alone", "Experts", `y\[`, func(n naive) kernels.Backend { return firstExpert{n} }},
 	{"Merge takes one layer", "Merge", `layers\[1\]\.Dst\[0 0\] is NaN`, func(n naive) kernels.Backend { return oneLayer{n} }},
@@ -57,6 +66,17 @@ func (b clearsMore) Zero(t kernels.Tensor) {
 	}
 }
 
+type fetchesLate struct{ naive }
+
+func (b fetchesLate) Fetch(host, t kernels.Tensor) func() { return func() { b.Read(host, t) } }
+
+type fetchesMore struct{ naive }
+
+func (b fetchesMore) Fetch(host, t kernels.Tensor) func() {
+	copy(beyond(host), hostBytes(t))
+	return b.naive.Fetch(host, t)
+}
+
 type shortNorm struct{ naive }
 
 func (b shortNorm) Norm(y, g kernels.Tensor) { b.naive.Norm(y, g.View(0, max(1, g.Len()-1))) }
@@ -93,6 +113,71 @@ type scalesGradient struct{ naive }
 func (b scalesGradient) Step(p, g, m, v, norm, hyper kernels.Tensor, c kernels.AdamW) {
 	b.naive.Step(p, g, m, v, norm, hyper, c)
 	edit(g, func(_ int, v float64) float64 { return v / 2 })
+}
+
+type neverStops struct{ naive }
+
+func (b neverStops) Step(p, g, m, v, norm, hyper kernels.Tensor, c kernels.AdamW) {
+	b.naive.Step(p, g, m, v, changed(norm, finite), hyper, c)
+}
+
+type stopsEarly struct{ naive }
+
+func (b stopsEarly) Step(p, g, m, v, norm, hyper kernels.Tensor, c kernels.AdamW) {
+	if decode(norm)[0] < 1e20 {
+		b.naive.Step(p, g, m, v, norm, hyper, c)
+	}
+}
+
+type roundsTwice struct{ naive }
+
+func (b roundsTwice) Round(dst, src kernels.Tensor) {
+	b.naive.Round(dst, changed(src, func(_ int, v float64) float64 { return float64(float32(v)) }))
+}
+
+type truncates struct{ naive }
+
+func (b truncates) Round(dst, src kernels.Tensor) {
+	if dst.Type == kernels.BF16 {
+		src = changed(src, func(_ int, v float64) float64 {
+			return float64(math.Float32frombits(math.Float32bits(float32(v)) &^ 0xffff))
+		})
+	}
+	b.naive.Round(dst, src)
+}
+
+// roundAnd is Round, and then something done to each result.
+func (b naive) roundAnd(dst, src kernels.Tensor, then func(v float64) float64) {
+	b.Round(dst, src)
+	edit(dst, func(_ int, v float64) float64 { return then(v) })
+}
+
+type flushes struct{ naive }
+
+func (b flushes) Round(dst, src kernels.Tensor) {
+	b.roundAnd(dst, src, func(v float64) float64 {
+		if math.Abs(v) < 0x1p-126 {
+			return math.Copysign(0, v)
+		}
+		return v
+	})
+}
+
+type saturates struct{ naive }
+
+func (b saturates) Round(dst, src kernels.Tensor) {
+	b.roundAnd(dst, src, func(v float64) float64 { return math.Max(-0x1.fep127, math.Min(0x1.fep127, v)) })
+}
+
+type nanIsInfinite struct{ naive }
+
+func (b nanIsInfinite) Round(dst, src kernels.Tensor) {
+	b.roundAnd(dst, src, func(v float64) float64 {
+		if math.IsNaN(v) {
+			return math.Inf(1)
+		}
+		return v
+	})
 }
 
 type overwritesY struct{ naive }

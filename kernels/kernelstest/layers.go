@@ -13,7 +13,7 @@ var sizes = [][2]int{{1, 1}, {1, 3}, {3, 1}, {7, 33}, {3, 65}, {65, 257}}
 
 func testEmbed(t *testing.T, b kernels.Backend) {
 	for _, typ := range frozen {
-		for _, width := range []int{1, 3, 65, 257} {
+		for _, width := range []int{1, 3, 65, 257, 2061} {
 			t.Run(fmt.Sprintf("%v width %d", typ, width), func(t *testing.T) {
 				c := newCall(t, b)
 				const vocabulary, tokens = 7, 65
@@ -53,9 +53,15 @@ func normCases(b kernels.Backend) []normCase {
 	for _, typ := range frozen {
 		cases = append(cases, normCase{fmt.Sprintf("weight %v", typ), 5, 33, 1, normal, typ, 1e-6, -1})
 	}
+	// Rows that a warp, a block's registers, and neither can hold.
+	for _, n := range [][2]int{{5, 1000}, {3, 2048}, {3, 2051}, {1, 16384}, {2, 16391}} {
+		cases = append(cases, normCase{fmt.Sprintf("long rows %v", n), n[0], n[1], 1, outliers, b.Float(), 1e-5, -1})
+	}
 	return append(
 		cases,
 		normCase{"heads of 16", 5, 16, 3, normal, b.Float(), 1e-6, -1},
+		normCase{"heads of 64", 65, 64, 9, normal, b.Float(), 1e-5, -1},
+		normCase{"heads of 128", 3, 128, 5, outliers, b.Float(), 1e-6, -1},
 		normCase{"heads of 3", 7, 3, 5, outliers, b.Float(), 1e-6, -1},
 		normCase{"large eps", 3, 7, 1, normal, b.Float(), 10, -1},
 		normCase{"NaN", 5, 33, 1, normal, b.Float(), 1e-5, 40},

@@ -33,6 +33,11 @@ func (n naive) Write(t, host kernels.Tensor)                      { copy(hostByt
 
 func (n naive) Read(host, t kernels.Tensor) { copy(hostBytes(host), hostBytes(t)) }
 
+func (n naive) Fetch(host, t kernels.Tensor) func() {
+	n.Read(host, t)
+	return func() {}
+}
+
 func (n naive) Copy(dst, src kernels.Tensor) { copy(hostBytes(dst), hostBytes(src)) }
 func (n naive) Zero(t kernels.Tensor)        { clear(hostBytes(t)) }
 func (n naive) Sync() error                  { return nil }
@@ -128,8 +133,12 @@ func (n naive) LinearGrad(dx, dy, w kernels.Tensor) {
 	store(dx, n.float, linearGrad(n.acts(dy), weights(w)))
 }
 
+// adapted is a tensor that the optimizer keeps, or its rounded copy.
+func (n naive) adapted(t kernels.Tensor) matrix { return load(t, n.param, n.float) }
+
 func (n naive) bank(sw kernels.Switch, tokens int) bank {
-	k := bank{n.pars(sw.A), n.pars(sw.B), n.pars(sw.Gates), sw.Rank, sw.Scale}
+	k := bank{n.adapted(sw.A), n.adapted(sw.B), n.pars(sw.Gates), sw.Rank, sw.Scale}
+	must(sw.A.Type == sw.B.Type)
 	must(k.a.cols == k.b.rows && (k.gates.none() || k.gates.rows == tokens))
 	return k
 }
@@ -145,7 +154,7 @@ func (n naive) SwitchLinear(y, u, x, z, w, bias kernels.Tensor, sw kernels.Switc
 }
 
 func (n naive) SwitchGradHidden(du, dg, dy, u kernels.Tensor, sw kernels.Switch) {
-	sw.A = kernels.NewHost(n.param, 1, sw.B.Shape[0])
+	sw.A = kernels.NewHost(sw.B.Type, 1, sw.B.Shape[0])
 	k := n.bank(sw, dy.Shape[0])
 	must(u.Shape[1] == k.b.rows && dy.Shape[1] == k.b.cols)
 	us, gs := switchGradHidden(n.acts(dy), n.acts(u), k)
@@ -157,7 +166,7 @@ func (n naive) SwitchGradHidden(du, dg, dy, u kernels.Tensor, sw kernels.Switch)
 
 func (n naive) SwitchGradInput(dx, dy, w, du, a kernels.Tensor) {
 	must(dy.Shape[1] == w.Shape[0] && du.Shape[1] == a.Shape[1] && w.Shape[1] == a.Shape[0])
-	store(dx, n.float, switchGradInput(n.acts(dy), weights(w), n.acts(du), bank{a: n.pars(a)}))
+	store(dx, n.float, switchGradInput(n.acts(dy), weights(w), n.acts(du), bank{a: n.adapted(a)}))
 }
 
 func (n naive) SwitchGradA(da, z, du kernels.Tensor) {
@@ -286,10 +295,19 @@ func (n naive) Step(p, g, m, v, y, hyper kernels.Tensor, c kernels.AdamW) {
 	ps, gs, ms, vs, hs := n.pars(p), n.pars(g), n.pars(m), n.pars(v), n.pars(hyper)
 	same(ps, gs, ms, vs)
 	must(y.Len() == 1 && hyper.Len() == 2)
+	if length := n.pars(y).at(0, 0).v; length-length != 0 {
+		return
+	}
 	ps, ms, vs = adamW(ps, gs, ms, vs, n.pars(y).at(0, 0), hs.at(0, 0), hs.at(0, 1).v, c)
 	store(p, n.param, ps)
 	store(m, n.param, ms)
 	store(v, n.param, vs)
+}
+
+func (n naive) Round(dst, src kernels.Tensor) {
+	must(dst.Len() == src.Len())
+	store(dst.Reshape(dst.Len()), dst.Type, nearest(weights(src.Reshape(src.Len())), dst.Type))
+	weights(dst)
 }
 
 func (n naive) Top2(ids, ws, logits kernels.Tensor) {

@@ -41,6 +41,31 @@ func TestBoundsHold(t *testing.T) {
 	})
 }
 
+// TestNearestTo holds the reference's rounding against the processor's and against [kernels.ToBFloat16].
+func TestNearestTo(t *testing.T) {
+	rapid.Check(t, func(r *rapid.T) {
+		x := math.Float64frombits(rapid.Uint64().Draw(r, "x"))
+		if i := rapid.IntRange(0, 4*len(awkward)-1).Draw(r, "awkward"); i < len(awkward) {
+			x = awkward[i]
+		} else if i < 2*len(awkward) {
+			x = math.Ldexp(x, -900)
+		}
+		narrow := float32(x)
+		for _, c := range []struct {
+			of, got, want float64
+			typ           kernels.Type
+		}{
+			{x, nearestTo(x, kernels.F32), float64(narrow), kernels.F32},
+			{x, nearestTo(x, kernels.F64), x, kernels.F64},
+			{float64(narrow), nearestTo(float64(narrow), kernels.BF16), float64(kernels.ToBFloat16(narrow).Float32()), kernels.BF16},
+		} {
+			if c.got != c.want && !(math.IsNaN(c.got) && math.IsNaN(c.want)) || math.Signbit(c.got) != math.Signbit(c.want) {
+				r.Fatalf("%v is %v in %v, want %v", c.of, c.got, c.typ, c.want)
+			}
+		}
+	})
+}
+
 func TestSumKeepsWhatIsSmall(t *testing.T) {
 	values := []float64{1e16, 1, 1, 1, -1e16}
 	if got := sum(len(values), func(i int) number { return exact(values[i]) }); got.v != 3 {

@@ -20,6 +20,13 @@ func testNorm(t *testing.T, b kernels.Backend) {
 			})
 		}
 	}
+	t.Run("many", func(t *testing.T) {
+		c := newCall(t, b)
+		const n = 1<<20 + 1<<12 + 5
+		g, y := c.in("g", b.Param(), c.normal(n), n), c.out("norm", b.Param(), 1)
+		c.run(func() { b.Norm(y.tensor(), g.tensor()) })
+		c.want(y, matrix{1, 1, []number{norm(g.matrix())}})
+	})
 	for _, row := range []struct {
 		name string
 		g    []float64
@@ -69,31 +76,65 @@ func testStep(t *testing.T, b kernels.Backend) {
 	for _, n := range []int{1, 3, 257, 4099} {
 		for _, step := range []float64{1, 2, 10, 1000} {
 			for _, clip := range []float64{0, 1e-3, 1e9} {
-				t.Run(fmt.Sprintf("%d elements step %v clip %v", n, step, clip), func(t *testing.T) {
-					c := newCall(t, b)
-					rule := adam
-					rule.Clip = clip
-					v := outliers.make(c.rand, n)
-					for i := range v {
-						v[i] *= v[i]
-					}
-					s := c.state(c.normal(n), outliers.make(c.rand, n), c.normal(n), v, 3, 1e-3, step)
-					c.run(s.do(b, rule))
-					hyper := s.hyper.matrix()
-					p, m, v2 := adamW(s.p.matrix(), s.g.matrix(), s.m.matrix(), s.v.matrix(), s.norm.matrix().at(0, 0), hyper.at(0, 0), hyper.at(0, 1).v, rule)
-					c.want(s.m, m)
-					c.want(s.v, v2)
-					c.want(s.p, p)
-				})
+				t.Run(fmt.Sprintf("%d elements step %v clip %v", n, step, clip), func(t *testing.T) { testOneStep(t, b, n, step, clip) })
 			}
 		}
 	}
+	t.Run("many elements", func(t *testing.T) { testOneStep(t, b, 70001, 3, 1) })
+	for _, length := range []float64{math.NaN(), math.Inf(1), math.Inf(-1)} {
+		for _, clip := range []float64{0, 1} {
+			t.Run(fmt.Sprintf("norm %v clip %v", length, clip), func(t *testing.T) { testNoStep(t, b, length, clip) })
+		}
+	}
+	t.Run("a norm that is large but finite", func(t *testing.T) {
+		c := newCall(t, b)
+		s := c.state([]float64{1}, []float64{1e30}, []float64{0}, []float64{1}, 1e30, 0.1, 1)
+		rule := kernels.AdamW{Beta1: 0.5, Beta2: 0.5, Clip: 1}
+		c.run(s.do(b, rule))
+		c.want(s.m, matrix{1, 1, []number{{v: 0.5, acc: 4}}})
+		c.want(s.v, matrix{1, 1, []number{{v: 1, acc: 8}}})
+		c.want(s.p, matrix{1, 1, []number{{v: 1 - 0.1*math.Sqrt(0.5), acc: 16}}})
+	})
 	t.Run("worked", func(t *testing.T) { testWorkedSteps(t, b) })
 	t.Run("contradictions", func(t *testing.T) {
 		c := newCall(t, b)
 		s := c.state(c.normal(3), c.normal(3), c.normal(3), []float64{1, 1, 1}, 1, 0.1, 1)
 		c.contradict(s.do(b, adam))
 	})
+}
+
+// testOneStep compares a step with the reference's.
+func testOneStep(t *testing.T, b kernels.Backend, n int, step, clip float64) {
+	c := newCall(t, b)
+	rule := adam
+	rule.Clip = clip
+	v := outliers.make(c.rand, n)
+	for i := range v {
+		v[i] *= v[i]
+	}
+	s := c.state(c.normal(n), outliers.make(c.rand, n), c.normal(n), v, 3, 1e-3, step)
+	c.run(s.do(b, rule))
+	hyper := s.hyper.matrix()
+	p, m, v2 := adamW(s.p.matrix(), s.g.matrix(), s.m.matrix(), s.v.matrix(), s.norm.matrix().at(0, 0), hyper.at(0, 0), hyper.at(0, 1).v, rule)
+	c.want(s.m, m)
+	c.want(s.v, v2)
+	c.want(s.p, p)
+}
+
+// testNoStep asks that nothing moves, since the gradient is worth nothing.
+func testNoStep(t *testing.T, b kernels.Backend, length, clip float64) {
+	c := newCall(t, b)
+	rule := adam
+	rule.Clip = clip
+	g := c.normal(257)
+	g[3], g[200] = math.NaN(), math.Inf(1)
+	s := c.state(c.normal(257), g, c.normal(257), slices.Repeat([]float64{0.5}, 257), length, 1e-3, 2)
+	c.run(s.do(b, rule))
+	for _, o := range []*operand{s.p, s.m, s.v} {
+		if at := differs(hostBytes(o.before), hostBytes(o.after)); at >= 0 {
+			t.Errorf("%s%v moved", o.name, o.index(at/o.view.Type.Size()-o.guard))
+		}
+	}
 }
 
 // testWorkedSteps knows the answers. With one gradient throughout the corrected moments are g and g², so that each

@@ -14,8 +14,12 @@ func embed(table matrix, ids []int32) matrix {
 
 // rmsNorm takes x with the pieces as its rows.
 func rmsNorm(x, w matrix, eps float64) matrix {
-	return fill(x.rows, x.cols, func(t, i int) number {
-		return x.at(t, i).times(inverseRMS(x.row(t), eps)).times(w.at(0, i))
+	return rowsOf(x.rows, x.cols, func(t int) []number {
+		y, r := make([]number, x.cols), inverseRMS(x.row(t), eps)
+		for i := range y {
+			y[i] = x.at(t, i).times(r).times(w.at(0, i))
+		}
+		return y
 	})
 }
 
@@ -216,4 +220,23 @@ func adamW(p, g, m, v matrix, norm, rate number, n float64, c kernels.AdamW) (p2
 func biasOf(beta, n float64) number {
 	power := math.Pow(beta, n)
 	return exact(1).minus(number{v: power, acc: power})
+}
+
+// nearest is each element rounded to typ, ties to even, as IEEE 754 has it.
+func nearest(x matrix, typ kernels.Type) matrix {
+	return fill(x.rows, x.cols, func(i, j int) number { return exact(nearestTo(x.at(i, j).v, typ)) })
+}
+
+func nearestTo(x float64, typ kernels.Type) float64 {
+	digits := map[kernels.Type]int{kernels.F32: 24, kernels.BF16: 8}[typ]
+	if digits == 0 || x-x != 0 || x == 0 {
+		return x
+	}
+	_, exponent := math.Frexp(x)
+	last := max(exponent, -125) - digits // the exponent of the last digit
+	y := math.Ldexp(math.RoundToEven(math.Ldexp(x, -last)), last)
+	if math.Abs(y) >= 0x1p128 {
+		return math.Inf(int(math.Copysign(1, x)))
+	}
+	return y
 }

@@ -105,6 +105,7 @@ func testMemory(t *testing.T, b kernels.Backend, typ kernels.Type, n int) {
 	wants("Place", placed, values)
 	b.Copy(x, placed)
 	wants("Copy from a place", x, values)
+	testFetch(t, b, x, values)
 	if n >= 3 {
 		testParts(b, x, wants, values)
 	}
@@ -127,4 +128,53 @@ func testParts(b kernels.Backend, x kernels.Tensor, wants func(string, kernels.T
 	b.Copy(x.View(0, 1), x.View(n-2, 1))
 	want[0] = want[n-2]
 	wants("Copy of a part", x, want)
+}
+
+// testFetch changes x, which holds values, between and after fetches that nobody has waited for yet, and leaves it as it was.
+func testFetch(t *testing.T, b kernels.Backend, x kernels.Tensor, values []float64) {
+	typ, n := x.Type, len(values)
+	twos := encode(slices.Repeat([]float64{2}, n), typ)
+	kept := newDevice(t, b).put(typ, values, n)
+	type fetched struct {
+		what string
+		host kernels.Tensor
+		want []float64
+		wait func()
+	}
+	var all []*fetched
+	fetch := func(what string, part kernels.Tensor, want []float64) {
+		// The middle of a host buffer of sevens.
+		f := &fetched{what: what, host: encode(slices.Repeat([]float64{7}, part.Len()+2), typ), want: slices.Concat([]float64{7}, want, []float64{7})}
+		f.wait = b.Fetch(f.host.View(1, part.Len()), part)
+		all = append(all, f)
+	}
+	fetch("what was there", x, values)
+	b.Zero(x)
+	fetch("after Zero", x, make([]float64, n))
+	b.Write(x, twos)
+	fetch("after Write", x, decode(twos))
+	b.Copy(x, kept)
+	fetch("after Copy", x, values)
+	fetch("of a part", x.View(n/2, n-n/2), values[n/2:])
+	for range 20 {
+		b.Zero(x)
+		b.Copy(x, kept)
+	}
+	b.Zero(x)
+	slices.Reverse(all)
+	for i, f := range all {
+		if i == 2 {
+			if err := b.Sync(); err != nil {
+				t.Fatalf("Sync: %v", err)
+			}
+		}
+		f.wait()
+		for j, got := range decode(f.host) {
+			if got != f.want[j] {
+				t.Errorf("Fetch %s: host[%d] is %v, want %v", f.what, j, got, f.want[j])
+				break
+			}
+		}
+	}
+	b.Copy(x, kept)
 }

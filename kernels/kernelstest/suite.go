@@ -45,6 +45,7 @@ var tests = []struct {
 
 	{"Norm", testNorm},
 	{"Step", testStep},
+	{"Round", testRound},
 
 	{"Top2", testTop2},
 	{"Experts", testExperts},

@@ -1,6 +1,8 @@
 package kernelstest
 
 import (
+	"fmt"
+	"slices"
 	"testing"
 
 	"loratrain/kernels"
@@ -17,31 +19,40 @@ type switchCase struct {
 	bias                  bool
 	dropped               bool // z is not x
 	one                   int  // the expert that all tokens use with gate 1; -1: as it comes
+	rounded               bool // A and B are of type Float
 }
 
 func switchCases(b kernels.Backend) []switchCase {
 	f := b.Float()
-	return []switchCase{
-		{"smallest", 1, 1, 1, 2, 1, 0, 2, normal, f, false, false, -1},
-		{"one token", 1, 33, 17, 8, 4, 0, 2, normal, f, true, false, -1},
-		{"odd sizes", 7, 33, 65, 3, 5, 0, 0.5, normal, f, false, false, -1},
-		{"shared columns", 7, 33, 65, 4, 3, 5, 2, normal, f, true, false, -1},
-		{"one shared column", 5, 9, 3, 2, 7, 1, 2, normal, f, false, true, -1},
-		{"dropout", 9, 33, 17, 4, 4, 2, 2, normal, f, false, true, -1},
-		{"plain LoRA", 7, 33, 17, 0, 8, 8, 2, normal, f, true, false, -1},
-		{"plain LoRA of no rank", 7, 33, 17, 0, 0, 3, 2, normal, f, false, true, -1},
-		{"one expert", 7, 17, 9, 1, 3, 0, 2, normal, f, false, false, 0},
-		{"all tokens on one expert", 33, 17, 9, 4, 3, 0, 2, normal, f, false, false, 2},
-		{"outliers", 33, 65, 33, 8, 8, 8, 2, outliers, f, true, true, -1},
-		{"zeros", 3, 65, 33, 4, 4, 4, 2, zeros, f, true, false, -1},
-		{"more columns than width", 5, 9, 7, 8, 5, 3, 2, normal, f, false, false, -1},
-		{"many tokens", 257, 9, 7, 8, 4, 1, 2, normal, f, false, false, -1},
-		{"wide", 3, 257, 129, 4, 8, 0, -1.5, normal, f, false, false, -1},
-		{"weight f32", 7, 33, 17, 4, 4, 0, 2, normal, kernels.F32, true, false, -1},
-		{"weight bf16", 7, 33, 17, 4, 4, 0, 2, normal, kernels.BF16, true, true, -1},
-		{"weight f64", 7, 33, 17, 4, 4, 0, 2, normal, kernels.F64, true, false, -1},
-		{"no scale", 5, 9, 7, 4, 2, 1, 0, normal, f, false, false, -1},
+	cases := []switchCase{
+		{"smallest", 1, 1, 1, 2, 1, 0, 2, normal, f, false, false, -1, false},
+		{"one token", 1, 33, 17, 8, 4, 0, 2, normal, f, true, false, -1, false},
+		{"odd sizes", 7, 33, 65, 3, 5, 0, 0.5, normal, f, false, false, -1, false},
+		{"shared columns", 7, 33, 65, 4, 3, 5, 2, normal, f, true, false, -1, false},
+		{"one shared column", 5, 9, 3, 2, 7, 1, 2, normal, f, false, true, -1, false},
+		{"dropout", 9, 33, 17, 4, 4, 2, 2, normal, f, false, true, -1, false},
+		{"plain LoRA", 7, 33, 17, 0, 8, 8, 2, normal, f, true, false, -1, false},
+		{"plain LoRA of no rank", 7, 33, 17, 0, 0, 3, 2, normal, f, false, true, -1, false},
+		{"one expert", 7, 17, 9, 1, 3, 0, 2, normal, f, false, false, 0, false},
+		{"all tokens on one expert", 33, 17, 9, 4, 3, 0, 2, normal, f, false, false, 2, false},
+		{"outliers", 33, 65, 33, 8, 8, 8, 2, outliers, f, true, true, -1, false},
+		{"zeros", 3, 65, 33, 4, 4, 4, 2, zeros, f, true, false, -1, false},
+		{"more columns than width", 5, 9, 7, 8, 5, 3, 2, normal, f, false, false, -1, false},
+		{"many tokens", 257, 9, 7, 8, 4, 1, 2, normal, f, false, false, -1, false},
+		{"wide", 3, 257, 129, 4, 8, 0, -1.5, normal, f, false, false, -1, false},
+		{"weight f32", 7, 33, 17, 4, 4, 0, 2, normal, kernels.F32, true, false, -1, false},
+		{"weight bf16", 7, 33, 17, 4, 4, 0, 2, normal, kernels.BF16, true, true, -1, false},
+		{"weight f64", 7, 33, 17, 4, 4, 0, 2, normal, kernels.F64, true, false, -1, false},
+		{"no scale", 5, 9, 7, 4, 2, 1, 0, normal, f, false, false, -1, false},
 	}
+	if f == b.Param() {
+		return cases
+	}
+	for _, n := range slices.Clone(cases) {
+		n.name, n.rounded = fmt.Sprintf("%s, adapter of %v", n.name, f), true
+		cases = append(cases, n)
+	}
+	return cases
 }
 
 func (n switchCase) cols() int { return n.experts*n.rank + n.shared }
@@ -52,10 +63,18 @@ type adapter struct {
 	n           switchCase
 }
 
+// bank is the type of A and B.
+func (n switchCase) bank(b kernels.Backend) kernels.Type {
+	if n.rounded {
+		return b.Float()
+	}
+	return b.Param()
+}
+
 func (n switchCase) adapter(c *call) adapter {
 	s := adapter{n: n}
-	s.a = c.in("A", c.b.Param(), c.normal(n.width*n.cols()), n.width, n.cols())
-	s.b = c.in("B", c.b.Param(), c.normal(n.cols()*n.out), n.cols(), n.out)
+	s.a = c.in("A", n.bank(c.b), c.normal(n.width*n.cols()), n.width, n.cols())
+	s.b = c.in("B", n.bank(c.b), c.normal(n.cols()*n.out), n.cols(), n.out)
 	if n.experts > 0 {
 		s.gates = c.in("Gates", c.b.Param(), c.gates(n.tokens, n.experts, n.one), n.tokens, n.experts)
 	}
@@ -86,7 +105,7 @@ func eachSwitch(t *testing.T, b kernels.Backend, test func(c *call, n switchCase
 	}
 	t.Run("contradictions", func(t *testing.T) {
 		c := newCall(t, b)
-		op, _ := test(c, switchCase{"", 3, 5, 7, 2, 2, 2, 2, normal, b.Float(), true, true, -1})
+		op, _ := test(c, switchCase{"", 3, 5, 7, 2, 2, 2, 2, normal, b.Float(), true, true, -1, false})
 		c.contradict(op, "Gates") // fewer experts are more shared columns
 	})
 }
@@ -112,6 +131,22 @@ func testSwitchLinear(t *testing.T, b kernels.Backend) {
 			c.want(u, wantU)
 			c.want(y, wantY)
 		}
+	})
+	t.Run("A and B of different types", func(t *testing.T) { testMixedBank(t, b) })
+}
+
+// testMixedBank asks for a panic if A and B are of different types.
+func testMixedBank(t *testing.T, b kernels.Backend) {
+	if b.Float() == b.Param() {
+		t.Skipf("Param is %v as well", b.Float())
+	}
+	c := newCall(t, b)
+	n := switchCase{"", 3, 5, 7, 2, 2, 2, 2, normal, b.Float(), false, false, -1, false}
+	s, x, w := n.adapter(c), n.activations(c, "x", n.width), c.weight("w", n.typ, c.normal(n.out*n.width), n.out, n.width)
+	y, u := c.out("y", b.Float(), n.tokens, n.out), c.out("u", b.Float(), n.tokens, n.cols())
+	s.b = c.in("B", b.Float(), c.normal(n.cols()*n.out), n.cols(), n.out)
+	c.mustPanic(s.b, func() {
+		b.SwitchLinear(y.tensor(), u.tensor(), x.tensor(), x.tensor(), w.tensor(), kernels.Tensor{}, s.kernel())
 	})
 }
 
@@ -139,7 +174,7 @@ func testSwitchGradInput(t *testing.T, b kernels.Backend) {
 	eachSwitch(t, b, func(c *call, n switchCase) (op, check func()) {
 		dy, du := n.activations(c, "dy", n.out), n.activations(c, "du", n.cols())
 		w := c.weight("w", n.typ, c.normal(n.out*n.width), n.out, n.width)
-		a := c.in("a", b.Param(), c.normal(n.width*n.cols()), n.width, n.cols())
+		a := c.in("a", n.bank(b), c.normal(n.width*n.cols()), n.width, n.cols())
 		dx := c.out("dx", b.Float(), n.tokens, n.width)
 		op = func() { b.SwitchGradInput(dx.tensor(), dy.tensor(), w.tensor(), du.tensor(), a.tensor()) }
 		return op, func() {
