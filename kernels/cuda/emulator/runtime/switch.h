@@ -1,0 +1,88 @@
+// emulated_switch leaves one stack, whose pointer it stores, for another. Done by hand since swapcontext calls the kernel each time.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+extern "C" void emulated_switch(void **from, void *to);
+
+#if defined(__x86_64__)
+asm(R"(
+.text
+.globl emulated_switch
+.hidden emulated_switch
+.type emulated_switch, @function
+emulated_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+.size emulated_switch, .-emulated_switch
+)");
+
+// A stack that a switch to it begins with f.
+inline void *new_stack(unsigned char *top, void (*f)()) {
+    void **p = (void **)top - 2;  // f finds the stack as a call leaves it
+    p[0] = (void *)f;
+    p[1] = nullptr;
+    p -= 6;
+    memset(p, 0, 6 * sizeof *p);
+    return p;
+}
+#elif defined(__aarch64__)
+asm(R"(
+.text
+.globl emulated_switch
+.hidden emulated_switch
+.type emulated_switch, %function
+emulated_switch:
+    sub sp, sp, #160
+    stp x19, x20, [sp, #0]
+    stp x21, x22, [sp, #16]
+    stp x23, x24, [sp, #32]
+    stp x25, x26, [sp, #48]
+    stp x27, x28, [sp, #64]
+    stp x29, x30, [sp, #80]
+    stp d8, d9, [sp, #96]
+    stp d10, d11, [sp, #112]
+    stp d12, d13, [sp, #128]
+    stp d14, d15, [sp, #144]
+    mov x9, sp
+    str x9, [x0]
+    mov sp, x1
+    ldp x19, x20, [sp, #0]
+    ldp x21, x22, [sp, #16]
+    ldp x23, x24, [sp, #32]
+    ldp x25, x26, [sp, #48]
+    ldp x27, x28, [sp, #64]
+    ldp x29, x30, [sp, #80]
+    ldp d8, d9, [sp, #96]
+    ldp d10, d11, [sp, #112]
+    ldp d12, d13, [sp, #128]
+    ldp d14, d15, [sp, #144]
+    add sp, sp, #160
+    ret
+.size emulated_switch, .-emulated_switch
+)");
+
+inline void *new_stack(unsigned char *top, void (*f)()) {
+    unsigned char *p = top - 160;
+    memset(p, 0, 160);
+    void *at = (void *)f;
+    memcpy(p + 88, &at, sizeof at);
+    return p;
+}
+#else
+#error "kernels/cuda/emulator: a switch of stacks is written for amd64 and arm64 only"
+#endif
