@@ -1,0 +1,5 @@
+//go:build !gpu
+
+package testgpu
+
+var cards []Backend
