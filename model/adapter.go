@@ -34,9 +34,19 @@ var _ PassAdapter = (*Trained)(nil)
 
 // Bind makes the tensors of a buffer, laid out as k says, an Adapter of a pass. The values it returns are those of k.Params.
 func (k *Bank) Bind(x graph.Exec, buffer kernels.Tensor, drop Dropout) (*Trained, []graph.V) {
+	return k.BindRounded(x, buffer, kernels.Tensor{}, drop)
+}
+
+// BindRounded is Bind with the experts' tensors taken from rounded, a copy of the buffer in the backend's Float type, unless
+// it is none. Routers are those of the buffer.
+func (k *Bank) BindRounded(x graph.Exec, buffer, rounded kernels.Tensor, drop Dropout) (*Trained, []graph.V) {
 	ad := &Trained{bank: k, drop: drop}
 	for _, p := range k.Params {
-		ad.values = append(ad.values, x.Bind(p.Name, k.View(buffer, p)))
+		from := buffer
+		if !rounded.None() && !p.router() {
+			from = rounded
+		}
+		ad.values = append(ad.values, x.Bind(p.Name, k.View(from, p)))
 	}
 	return ad, ad.values
 }

@@ -7,6 +7,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strings"
 
 	"loratrain/checkpoints"
 	"loratrain/kernels"
@@ -38,6 +39,9 @@ type Param struct {
 
 // Len is the number of elements.
 func (p Param) Len() int { return kernels.Len(p.Shape...) }
+
+// router reports whether p is a router, and not a tensor of experts.
+func (p Param) router() bool { return strings.HasSuffix(p.Name, ".router") }
 
 // Bank is the trainable tensors of an adapter in dense layout: one contiguous buffer, A (D, C) and B (C, D_out) of each adapted
 // linear layer and the routers (E, D). The first E·R columns of A belong to the experts, the rest to the shared expert.

@@ -24,12 +24,17 @@ func Place(b kernels.Backend, a Arch, w Weights, positions int) (*Placed, error)
 			*dst, failed = b.Place(src)
 		}
 	}
-	put(&p.weights.Embed, w.Embed)
+	matrix := func(dst *kernels.Tensor, src kernels.Tensor) {
+		if failed == nil && !src.None() {
+			*dst, failed = placeMatrix(b, src)
+		}
+	}
+	matrix(&p.weights.Embed, w.Embed)
 	put(&p.weights.Norm, w.Norm)
 	if a.Tied {
 		p.weights.Head = p.weights.Embed
 	} else {
-		put(&p.weights.Head, w.Head)
+		matrix(&p.weights.Head, w.Head)
 	}
 	for l, from := range w.Layers {
 		to := &p.weights.Layers[l]
@@ -38,7 +43,7 @@ func Place(b kernels.Backend, a Arch, w Weights, positions int) (*Placed, error)
 		put(&to.QNorm, from.QNorm)
 		put(&to.KNorm, from.KNorm)
 		for t := range from.W {
-			put(&to.W[t], from.W[t])
+			matrix(&to.W[t], from.W[t])
 			put(&to.Bias[t], from.Bias[t])
 		}
 	}
@@ -47,6 +52,49 @@ func Place(b kernels.Backend, a Arch, w Weights, positions int) (*Placed, error)
 		return nil, fmt.Errorf("weights: %w", failed)
 	}
 	return p, nil
+}
+
+// placeMatrix places a weight of a large product, in the backend's bf16 if that is what activations are: a product of
+// two types has no fast kernel. Norms and biases stay as they are.
+func placeMatrix(b kernels.Backend, src kernels.Tensor) (kernels.Tensor, error) {
+	t, err := b.Place(src)
+	if err != nil || b.Float() != kernels.BF16 || src.Type == kernels.BF16 {
+		return t, err
+	}
+	narrow, err := b.Alloc(kernels.BF16, src.Shape...)
+	if err != nil {
+		return narrow, err
+	}
+	b.Round(narrow, t)
+	b.Free(t)
+	return narrow, nil
+}
+
+// PlacedBytes is the memory that Place fills on a backend that copies weights.
+func PlacedBytes(b kernels.Backend, a Arch, w Weights, positions int) int {
+	n := positions * a.HeadDim * b.Param().Size()
+	add := func(matrix bool, ts ...kernels.Tensor) {
+		for _, t := range ts {
+			switch {
+			case t.None():
+			case matrix && b.Float() == kernels.BF16:
+				n += t.Len() * kernels.BF16.Size()
+			default:
+				n += t.Bytes()
+			}
+		}
+	}
+	add(true, w.Embed)
+	if !a.Tied {
+		add(true, w.Head)
+	}
+	add(false, w.Norm)
+	for _, l := range w.Layers {
+		add(false, l.InputNorm, l.PostNorm, l.QNorm, l.KNorm)
+		add(true, l.W[:]...)
+		add(false, l.Bias[:]...)
+	}
+	return n
 }
 
 // Positions is how many positions the model was placed for.
@@ -112,7 +160,7 @@ type Adapter interface {
 func Hidden(x graph.Exec, v *Values, ad Adapter, in Inputs) graph.V {
 	h := graph.Embed(x, v.Embed, in.IDs)
 	for l := range v.layers {
-		h = v.block(x, l, h, ad, in)
+		h = graph.Block(x, func() graph.V { return v.block(x, l, h, ad, in) })
 	}
 	y := graph.RMSNorm(x, h, v.Norm, v.arch.Eps)
 	x.Done(h)

@@ -8,6 +8,7 @@ import (
 
 	"loratrain/checkpoints"
 	"loratrain/internal/graph"
+	"loratrain/internal/testgpu"
 	"loratrain/kernels"
 	"loratrain/kernels/cpu"
 )
@@ -100,14 +101,39 @@ func stepwise(t *testing.T, p *Placed, ids []int32) kernels.Tensor {
 	return kernels.FromSlice(all, len(ids), p.Arch.Vocab)
 }
 
+// goldenPrecision is a backend and how near its logits must be.
+type goldenPrecision struct {
+	name string
+	open func(t *testing.T) kernels.Backend
+	tol  float64
+}
+
+// goldenPrecisions are all backends that take the odd shapes of the tiny models.
+func goldenPrecisions() []goldenPrecision {
+	onCPU := func(o cpu.Options) func(*testing.T) kernels.Backend {
+		return func(t *testing.T) kernels.Backend {
+			b, err := cpu.New(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { b.Close() })
+			return b
+		}
+	}
+	list := []goldenPrecision{
+		{"f64", onCPU(cpu.Options{Float64: true}), 2e-6}, {"f32", onCPU(cpu.Options{}), 1e-4},
+		{"f32 without a BLAS", onCPU(cpu.Options{Matrix: "go"}), 1e-4},
+	}
+	for _, g := range testgpu.All() {
+		list = append(list, goldenPrecision{g.Name, func(t *testing.T) kernels.Backend { return g.Open(t, true) }, 1e-4})
+	}
+	return list
+}
+
 // TestGoldenLogits runs every architecture's tiny model from safetensors: through the graph, at once, and token by token.
 func TestGoldenLogits(t *testing.T) {
 	for _, arch := range []string{"llama", "llama31", "mistral", "qwen2", "qwen3"} {
-		for _, precision := range []struct {
-			name string
-			o    cpu.Options
-			tol  float64
-		}{{"f64", cpu.Options{Float64: true}, 2e-6}, {"f32", cpu.Options{}, 1e-4}, {"f32 without a BLAS", cpu.Options{Matrix: "go"}, 1e-4}} {
+		for _, precision := range goldenPrecisions() {
 			t.Run(arch+"/"+precision.name, func(t *testing.T) {
 				folder := filepath.Join(*golden, "tiny-"+arch)
 				base, err := Open(folder)
@@ -120,11 +146,7 @@ func TestGoldenLogits(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer f.Close()
-				b, err := cpu.New(precision.o)
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer b.Close()
+				b := precision.open(t)
 				ids, want := kernels.Slice[int32](goldenTensor(t, f, "ids")), goldenTensor(t, f, "logits")
 				p, err := Place(b, base.Arch, base.Weights, len(ids))
 				if err != nil {

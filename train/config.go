@@ -11,6 +11,8 @@ type Config struct {
 	Eval    EvalConfig
 	Backend string
 	Threads int
+	Device  int  // of the GPUs
+	Float32 bool // on a GPU
 }
 
 // ModelConfig is the section "model".
@@ -48,6 +50,7 @@ type OptimConfig struct {
 	MaxSteps    int
 	Batch       int // sequences a step
 	MicroTokens int
+	Recompute   bool
 	LR          float64
 	WarmupRatio float64
 	Schedule    string

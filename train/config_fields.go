@@ -44,6 +44,7 @@ func (c *Config) fields() []field {
 		{"train.max_steps", "take so many steps, whatever the epochs have; 0: as many as they have", whole(&t.MaxSteps, 0, 1<<30), false},
 		{"train.batch", "sequences a step", whole(&t.Batch, 1, 1<<20), false},
 		{"train.micro_tokens", "tokens computed at once; a step that has more is accumulated", whole(&t.MicroTokens, 8, 1<<24), false},
+		{"train.recompute", "compute each block again in the backward pass: less memory, a third more time, the same result to the bit", truth(&t.Recompute), true},
 		{"train.lr", "learning rate at its peak", number(&t.LR, above(0), upTo(10)), false},
 		{"train.warmup_ratio", "share of the steps in which the learning rate rises to its peak", number(&t.WarmupRatio, from(0), below(1)), false},
 		{"train.schedule", "how the learning rate falls after that", choice(&t.Schedule, ScheduleLinear, ScheduleCosine, ScheduleConstant), false},
@@ -64,13 +65,15 @@ func (c *Config) fields() []field {
 
 		{"backend", "what computes: cpu or cuda; auto: cuda where the program and the machine have it", choice(&c.Backend, auto, "cpu", "cuda"), false},
 		{"threads", "processor threads; 0: as many as there are; another number may round differently", whole(&c.Threads, 0, 4096), true},
+		{"device", "which GPU, as nvidia-smi counts", whole(&c.Device, 0, 1<<10), true},
+		{"float32", "compute in float32 on a GPU too, for checks; slow", truth(&c.Float32), false},
 	}
 }
 
 // synonyms are names that other programs have for our keys.
 var synonyms = map[string]string{
 	"learning_rate": "train.lr", "batch_size": "train.batch", "num_train_epochs": "train.epochs",
-	"grad_clip": "train.clip", "max_grad_norm": "train.clip", "r": "adapter.rank", "lora_alpha": "adapter.alpha",
+	"gradient_checkpointing": "train.recompute", "activation_checkpointing": "train.recompute", "grad_clip": "train.clip", "max_grad_norm": "train.clip", "r": "adapter.rank", "lora_alpha": "adapter.alpha",
 	"lora_dropout": "adapter.dropout", "target_modules": "adapter.targets", "num_experts": "adapter.experts",
 	"warmup": "train.warmup_ratio", "lr_scheduler_type": "train.schedule", "base_model": "model.path",
 }

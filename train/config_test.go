@@ -3,6 +3,7 @@ package train
 import (
 	"errors"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -80,6 +81,8 @@ func TestParseErrors(t *testing.T) {
 		{"text for a number", "train: {lr: high}", "c.yaml:1:13: train.lr is \"high\"; expected a number above 0 and at most 10" + lr},
 		{"no value", "train:\n  lr:\n", "c.yaml:2:6: train.lr is empty; expected a number above 0 and at most 10" + lr},
 		{"no text", "model: {path: }", "c.yaml:1:15: model.path is empty; expected text in UTF-8, \"\" for none\ngive it such a value, or leave it out for the default, \"\""},
+		{"another word for true", "float32: yes", "c.yaml:1:10: float32 is \"yes\"; expected true or false\ngive it such a value, or leave it out for the default, false"},
+		{"quoted truth", "float32: 'true'", "c.yaml:1:10: float32 is \"true\"; expected true or false\ngive it such a value, or leave it out for the default, false"},
 		{"no such choice", "backend: gpu", "c.yaml:1:10: backend is \"gpu\"; expected one of auto, cpu, cuda\ngive it such a value, or leave it out for the default, auto"},
 		{
 			"item of a list", "adapter:\n  targets: [q_proj, lm_head]",
@@ -220,6 +223,8 @@ func sample(f field) string {
 		return "77"
 	case *numberValue:
 		return "0.123"
+	case *truthValue:
+		return strconv.FormatBool(!*v.p)
 	case *choiceValue:
 		for _, word := range v.words {
 			if word != *v.p {
@@ -288,6 +293,8 @@ func TestMarshalRoundTrip(t *testing.T) {
 					*v.p = x
 					return v.fits()
 				}).Draw(t, f.key)
+			case *truthValue:
+				*v.p = rapid.Bool().Draw(t, f.key)
 			case *choiceValue:
 				*v.p = rapid.SampledFrom(v.words).Draw(t, f.key)
 			case *textValue:
@@ -376,7 +383,7 @@ func TestCheckResume(t *testing.T) {
 		}
 		free := map[string]bool{
 			"model.path": true, "data.dir": true, "data.file": true, "data.eval_file": true, "train.eval_every": true, "train.save_every": true,
-			"train.patience": true, "eval.batch_tokens": true, "threads": true,
+			"train.patience": true, "eval.batch_tokens": true, "threads": true, "device": true, "train.recompute": true,
 		}[f.key]
 		if err := CheckResume(run, now); (err == nil) != free {
 			t.Errorf("%s: got %v, want it free: %v", f.key, err, free)

@@ -115,6 +115,24 @@ func (v *numberValue) want() string {
 
 func plainNumber(x float64) string { return strconv.FormatFloat(x, 'f', -1, 64) }
 
+type truthValue struct{ p *bool }
+
+func truth(p *bool) value { return &truthValue{p} }
+
+func (v *truthValue) decode(n *yaml.Node) *yaml.Node {
+	// Other spellings (yes, on, True) are text in one version of YAML and truth in another.
+	if n.Kind != yaml.ScalarNode || n.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle) != 0 || n.Value != "true" && n.Value != "false" {
+		return n
+	}
+	*v.p = n.Value == "true"
+	return nil
+}
+
+func (v *truthValue) typed(text string) *yaml.Node { return scalar("!!bool", text) }
+func (v *truthValue) fits() bool                   { return true }
+func (v *truthValue) encode() string               { return strconv.FormatBool(*v.p) }
+func (v *truthValue) want() string                 { return "true or false" }
+
 type textValue struct{ p *string }
 
 func text(p *string) value { return &textValue{p} }

@@ -11,8 +11,7 @@ import (
 
 // adapter is the trained tensors as they are, for an evaluation pass.
 func (r *run) adapter(x *graph.Immediate, _ []int32) model.PassAdapter {
-	ad, _ := r.bank.Bind(x, r.stepper.Params, model.Dropout{})
-	return ad
+	return r.stepper.Adapter(x)
 }
 
 // evaluate scores every task that the run is measured by; nil stands for the base alone.
@@ -40,6 +39,9 @@ func (r *run) finish(ctx context.Context) (*Outcome, error) {
 			return nil, err
 		}
 		r.Backend.Write(r.stepper.Params, host)
+	}
+	if err := r.stepper.Rest(); err != nil { // the verification needs the memory
+		return nil, err
 	}
 	started := time.Now()
 	var err error

@@ -51,10 +51,14 @@ type run struct {
 	stepper *Stepper
 	folder  *RunFolder
 	metrics *MetricsWriter
-	state   progressState
-	began   int    // the step that this process began after
-	saved   []byte // the meta of the checkpoint written or read last
+	state   progressState // its step is the one launched last
+	began   int           // the step that this process began after
+	saved   []byte        // the meta of the checkpoint written or read last
 	loads   []float64
+	memory  memory // planned
+
+	pending  *launched // the last step, until its result was read
+	reported time.Time // when the result of a step was read last
 }
 
 // Prepared is a run that could start: everything is read and placed, nothing is written.
@@ -83,6 +87,9 @@ func Prepare(cfg Config, o RunOptions) (*Prepared, error) {
 		return nil, err
 	}
 	r.bank = model.NewBank(o.Base.Arch, spec)
+	if err := r.checkWeights(); err != nil {
+		return nil, err
+	}
 	r.placed, err = model.Place(o.Backend, o.Base.Arch, o.Base.Weights, r.data.encoder.MaxLength)
 	if err != nil {
 		return nil, err
@@ -94,6 +101,7 @@ func Prepare(cfg Config, o RunOptions) (*Prepared, error) {
 		AdamW: kernels.AdamW{
 			Beta1: cfg.Train.Beta1, Beta2: cfg.Train.Beta2, Eps: cfg.Train.Eps, Decay: cfg.Train.WeightDecay, Clip: cfg.Train.Clip,
 		},
+		Recompute: cfg.Train.Recompute,
 	})
 	return &Prepared{r}, err
 }
@@ -137,6 +145,9 @@ func adapterSpec(c AdapterConfig) (model.AdapterSpec, error) {
 // Run trains, measures and exports. A context that ends makes it save and stop with the context's error.
 func (p *Prepared) Run(ctx context.Context) (*Outcome, error) {
 	r := p.r
+	if err := r.reserve(); err != nil {
+		return nil, err
+	}
 	if err := r.open(); err != nil {
 		return nil, err
 	}

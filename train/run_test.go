@@ -63,6 +63,15 @@ func trainWith(ctx context.Context, dir string, resume bool, progress Progress, 
 		return nil, err
 	}
 	defer b.Close()
+	return trainAt(ctx, b, dir, resume, progress, look, settings...)
+}
+
+// trainAt is trainWith on a backend.
+func trainAt(ctx context.Context, b kernels.Backend, dir string, resume bool, progress Progress, look func(*run), settings ...string) (*Outcome, error) {
+	cfg, err := Parse("test.yaml", nil, settings...)
+	if err != nil {
+		return nil, err
+	}
 	base, err := model.OpenDefault()
 	if err != nil {
 		return nil, err

@@ -6,14 +6,29 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"loratrain/kernels"
 )
 
-// train takes the steps that are left. stopped says that early stopping ended it.
+// launched is a step whose result was not read yet.
+type launched struct {
+	*Pending
+	step  int
+	items []int
+	lr    float64
+	began time.Time
+}
+
+// train takes the steps that are left. stopped says that early stopping ended it. What is saved or measured is never ahead of
+// a result that was not looked at.
 func (r *run) train(ctx context.Context) (stopped bool, err error) {
 	c, rates := r.cfg.Train, r.cfg.Train.LearningRates(r.total)
 	for {
 		n, last := r.state.Step, r.state.Step == r.total
 		if c.EvalEvery > 0 && n > 0 && (n%c.EvalEvery == 0 || last) && r.state.Measured < n {
+			if err := r.settle(); err != nil {
+				return false, err
+			}
 			if err := r.measure(ctx); err != nil {
 				if ctx.Err() == nil {
 					return false, err
@@ -24,6 +39,9 @@ func (r *run) train(ctx context.Context) (stopped bool, err error) {
 		stopped = c.Patience > 0 && r.state.Worse >= c.Patience && !last
 		due := c.SaveEvery > 0 && n%c.SaveEvery == 0 || r.state.BestStep == n
 		if last || stopped || ctx.Err() != nil || n > 0 && due {
+			if err := r.settle(); err != nil {
+				return false, err
+			}
 			if err := r.save(); err != nil {
 				return false, err
 			}
@@ -40,29 +58,66 @@ func (r *run) train(ctx context.Context) (stopped bool, err error) {
 	}
 }
 
-// step takes one optimizer step.
+// step launches one optimizer step. A device computes it while the next one is prepared, so that its result is read one step
+// later; a backend that computes at once gives it at once.
 func (r *run) step(rates Schedule) error {
-	items := r.sampler.Step(r.state.Step)
-	batches, err := r.data.batches(items, r.cfg.Train.MicroTokens)
+	now := launched{step: r.state.Step + 1, items: r.sampler.Step(r.state.Step), lr: rates.LearningRate(r.state.Step, r.total), began: time.Now()}
+	batches, err := r.data.batches(now.items, r.cfg.Train.MicroTokens)
 	if err != nil {
 		return err
 	}
-	n, lr, started := r.state.Step+1, rates.LearningRate(r.state.Step, r.total), time.Now()
-	res, err := r.stepper.Step(batches, n, lr)
+	if now.Pending, err = r.stepper.Launch(batches, now.step, now.lr); err != nil {
+		return err
+	}
+	before := r.pending
+	r.pending, r.state.Step = &now, now.step
+	if _, later := r.Backend.(kernels.Capturer); later {
+		return r.report(before)
+	}
+	return r.settle()
+}
+
+// settle waits until all steps are done, and reports the last.
+func (r *run) settle() error {
+	last := r.pending
+	if last == nil {
+		return nil
+	}
+	r.pending = nil
+	if err := r.report(last); err != nil {
+		return err
+	}
+	if err := r.Backend.Sync(); err != nil {
+		return fmt.Errorf("step %d: %w", last.step, err)
+	}
+	return nil
+}
+
+// report reads the result of a step, if there is one, and notes it down. It is an error if training cannot go on after it.
+func (r *run) report(l *launched) error {
+	if l == nil {
+		return nil
+	}
+	res, err := l.Result()
 	if err != nil {
 		return err
 	}
 	if !res.Finite() {
-		return fmt.Errorf("step %d: loss %v, gradient norm %v; items %s\n%s", n, res.Loss, res.Norm,
-			strings.Join(r.data.sources(items), ", "), nonFiniteAdvice(n))
+		return fmt.Errorf("step %d: loss %v, gradient norm %v; items %s\n%s", l.step, res.Loss, res.Norm,
+			strings.Join(r.data.sources(l.items), ", "), nonFiniteAdvice(l.step))
 	}
-	r.state.Step, r.loads = n, res.Loads
-	seconds := time.Since(started).Seconds()
+	r.loads = res.Loads
+	// Of a step that was launched while another ran only what it took longer counts.
+	if l.began.Before(r.reported) {
+		l.began = r.reported
+	}
+	r.reported = time.Now()
+	seconds := r.reported.Sub(l.began).Seconds()
 	rate := float64(res.Tokens) / seconds
-	r.Progress.Step(StepInfo{Step: n, Total: r.total, Loss: res.Loss, Balance: res.Balance, TokensPerSecond: rate})
+	r.Progress.Step(StepInfo{Step: l.step, Total: r.total, Loss: res.Loss, Balance: res.Balance, TokensPerSecond: rate})
 	return r.metrics.WriteStep(StepMetrics{
-		Step: n, Epoch: float64(n) / float64(r.sampler.StepsPerEpoch()), Loss: res.Loss, CE: res.CE, Balance: res.Balance,
-		GradNorm: res.Norm, LR: lr, Tokens: res.Tokens, Targets: res.Targets, Loads: res.Loads, Seconds: seconds, TokensPerSecond: rate,
+		Step: l.step, Epoch: float64(l.step) / float64(r.sampler.StepsPerEpoch()), Loss: res.Loss, CE: res.CE, Balance: res.Balance,
+		GradNorm: res.Norm, LR: l.lr, Tokens: res.Tokens, Targets: res.Targets, Loads: res.Loads, Seconds: seconds, TokensPerSecond: rate,
 	})
 }
 
