@@ -1,11 +1,7 @@
 package main
 
 import (
-	"cmp"
-	"encoding/json"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -70,7 +66,7 @@ func (f *evalFlags) check() error {
 	if _, err := datasets.ParseTemplate(f.template); err != nil {
 		return train.UsageError{Err: err}
 	}
-	return f.checkJSON()
+	return checkJSON(f.json)
 }
 
 // evalScores is what --json writes.
@@ -97,7 +93,7 @@ func (f *evalFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	backend, err := f.open()
+	backend, err := f.open(cmd)
 	if err != nil {
 		return err
 	}
@@ -182,44 +178,11 @@ func (m measurer) adapter(placed *model.Placed, export *checkpoints.Serving) ([]
 	return m.measure(served.Base, pass, "adapter")
 }
 
-// checkJSON refuses a file that cannot be written before anything is computed for it.
-func (f *evalFlags) checkJSON() error {
-	if f.json == "" || f.json == "-" {
-		return nil
-	}
-	if info, err := os.Stat(f.json); err == nil && info.IsDir() {
-		return usagef("name a file in it", "--json %s: a folder, expected a file", f.json)
-	}
-	dir := filepath.Dir(f.json)
-	if info, err := os.Stat(dir); err != nil {
-		return usagef("make the folder first, or name another file", "--json %s: %w", f.json, located(err))
-	} else if !info.IsDir() {
-		return usagef("name another file", "--json %s: %s is no folder", f.json, dir)
-	}
-	return nil
-}
-
-// print writes the scores where they were asked for. If one place fails the other still gets them.
+// print writes the scores.
 func (f *evalFlags) print(cmd *cobra.Command, out evalScores) error {
-	w := cmd.OutOrStdout()
-	if f.json == "-" {
-		var line strings.Builder
-		if err := printJSON(&line, out); err != nil {
-			return err
-		}
-		return printText(w, line.String())
-	}
-	var saved error
-	if f.json != "" {
-		data, err := json.MarshalIndent(out, "", " ")
-		if err != nil {
-			return err
-		}
-		saved = checkpoints.WriteFile(f.json, append(data, '\n'))
-	}
 	var table strings.Builder
 	if err := train.WriteTable(&table, out.Base, out.Adapter); err != nil {
 		return err
 	}
-	return cmp.Or(printText(w, table.String()), saved)
+	return answer(cmd, f.json, out, table.String())
 }

@@ -14,7 +14,7 @@ import (
 )
 
 func newExportCommand() *cobra.Command {
-	var compute computeFlags
+	var flags computeFlags
 	var out, format, modelPath string
 	cmd := &cobra.Command{
 		Use:   "export RUN --out DIR",
@@ -25,17 +25,17 @@ newest. The folder is read back and every way of decoding is compared on real pr
   lora-train export runs/my-run --out my-adapter-peft --format peft`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return export(cmd, args[0], out, format, modelPath, compute)
+			return export(cmd, args[0], out, format, modelPath, flags)
 		},
 	}
 	cmd.Flags().StringVar(&out, "out", "", "the new folder")
 	cmd.Flags().StringVar(&format, "format", train.FormatSwitch, "switch: for serving; peft: an adapter of Python's peft for each expert")
 	cmd.Flags().StringVar(&modelPath, "model", "", "the run's base, if it is not where the run's config.yaml says")
-	compute.register(cmd)
+	flags.register(cmd)
 	return cmd
 }
 
-func export(cmd *cobra.Command, run, out, format, modelPath string, compute computeFlags) error {
+func export(cmd *cobra.Command, run, out, format, modelPath string, flags computeFlags) error {
 	if out == "" {
 		return usagef("name a new folder: --out my-adapter", "--out is missing")
 	}
@@ -59,7 +59,7 @@ func export(cmd *cobra.Command, run, out, format, modelPath string, compute comp
 	if err != nil {
 		return err
 	}
-	backend, err := compute.open()
+	backend, err := flags.open(cmd)
 	if err != nil {
 		return err
 	}

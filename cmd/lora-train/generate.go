@@ -90,7 +90,7 @@ func (f *generateFlags) run(cmd *cobra.Command) error {
 	if err := f.check(cmd.Flags().Changed); err != nil {
 		return err
 	}
-	b, err := f.open()
+	b, err := f.open(cmd)
 	if err != nil {
 		return err
 	}

@@ -70,7 +70,8 @@ Without a model it uses the one that is part of the program, a toy that needs no
 	root.SetFlagErrorFunc(flagError)
 	root.SetHelpCommand(newHelpCommand())
 	root.PersistentFlags().BoolP("quiet", "q", false, "say nothing on standard error but errors")
-	root.AddCommand(newRunCommand(), newEvalCommand(), newExportCommand(), newGenerateCommand(), newTokenizeCommand(), newInspectCommand())
+	root.AddCommand(newRunCommand(), newEvalCommand(), newExportCommand(), newGenerateCommand(), newBenchCommand(), newTokenizeCommand(),
+		newInspectCommand())
 	cobra.EnableCommandSorting = false
 	for _, cmd := range root.Commands() {
 		markErrors(cmd)
@@ -104,7 +105,7 @@ Flags of every command:
 {{- end}}
 {{- if .HasAvailableSubCommands}}
 
-"lora-train help COMMAND" shows how a command is used.
+"{{.Root.Name}} help{{if .HasParent}} {{.Name}}{{end}} COMMAND" shows how a command is used.
 {{- end}}
 `
 
@@ -132,8 +133,11 @@ func (e runError) status() int {
 	return statusFailed
 }
 
-// markErrors tells a command's own errors from those that cobra makes before it runs.
+// markErrors tells a command's own errors, and those of its commands, from those that cobra makes before it runs.
 func markErrors(cmd *cobra.Command) {
+	for _, sub := range cmd.Commands() {
+		markErrors(sub)
+	}
 	run := cmd.RunE
 	if run == nil {
 		return
@@ -156,14 +160,14 @@ func failf(advice, format string, args ...any) error {
 	return fmt.Errorf(format+"\n%s", append(args, advice)...)
 }
 
-// knownCommand is the root's Args: whatever is left there is the name of no command.
-func knownCommand(root *cobra.Command, args []string) error {
+// knownCommand is the Args of the root and of groups of commands: whatever is left there is the name of no command.
+func knownCommand(group *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	advice := "lora-train --help lists the commands"
-	root.SuggestionsMinimumDistance = 2
-	if names := root.SuggestionsFor(args[0]); len(names) > 0 {
+	advice := group.CommandPath() + " --help lists the commands"
+	group.SuggestionsMinimumDistance = 2
+	if names := group.SuggestionsFor(args[0]); len(names) > 0 {
 		advice = fmt.Sprintf("did you mean %s?", strings.Join(names, " or "))
 	}
 	return usagef(advice, "unknown command %q", args[0])
@@ -177,7 +181,11 @@ func newHelpCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			topic, rest, err := cmd.Root().Find(args)
 			if err == nil && len(rest) > 0 {
-				err = knownCommand(cmd.Root(), rest)
+				group := cmd.Root()
+				if topic.HasSubCommands() {
+					group = topic
+				}
+				err = knownCommand(group, rest)
 			}
 			if err != nil {
 				return err

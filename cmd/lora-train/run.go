@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"loratrain/datasets"
 	"loratrain/datasets/toy"
@@ -20,7 +21,9 @@ type runFlags struct {
 	set            []string
 	out            string
 	backend        string
+	device         int
 	resume, dryRun bool
+	float32        bool
 }
 
 func newRunCommand() *cobra.Command {
@@ -35,21 +38,32 @@ trains the embedded model on the embedded task. Interrupted, it saves and stops;
   lora-train run my.yaml --set train.lr=5e-4 --out runs/second-try
   lora-train run my.yaml --out runs/second-try --resume`,
 		Args: cobra.MaximumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd, args) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f.override(cmd.Flags())
+			return f.run(cmd, args)
+		},
 	}
 	cmd.Flags().StringArrayVar(&f.set, "set", nil, "a setting as key=value, above the file's; may be repeated")
 	cmd.Flags().StringVar(&f.out, "out", "", "the run's folder; by default runs/<model>-<task>-<time>")
 	cmd.Flags().StringVar(&f.backend, "backend", "", "what computes: cpu, cuda or auto; above the setting backend")
+	cmd.Flags().IntVar(&f.device, "device", 0, "which GPU, as nvidia-smi counts; above the setting device")
+	cmd.Flags().BoolVar(&f.float32, "float32", false, "compute in float32 on a GPU too, for checks; above the setting float32")
 	cmd.Flags().BoolVar(&f.resume, "resume", false, "go on with the run in --out")
 	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "print what would be trained and the memory it needs, and write nothing")
 	return cmd
 }
 
+// override turns the flags that were given and are settings too into such.
+func (f *runFlags) override(flags *pflag.FlagSet) {
+	for _, key := range []string{"backend", "device", "float32"} {
+		if flag := flags.Lookup(key); flag.Changed {
+			f.set = append(f.set, key+"="+flag.Value.String())
+		}
+	}
+}
+
 // config reads the configuration: the file's, that of the run that goes on, or the defaults.
 func (f *runFlags) config(args []string) (train.Config, error) {
-	if f.backend != "" {
-		f.set = append(f.set, "backend="+f.backend)
-	}
 	if f.resume && f.out == "" {
 		return train.Config{}, usagef("name the run's folder with --out", "--resume: expected a run to go on with")
 	}
@@ -81,7 +95,7 @@ func (f *runFlags) run(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return err
 	}
-	backend, err := openBackend(cfg.Backend, cfg.Threads)
+	backend, err := (compute{cfg.Backend, cfg.Threads, cfg.Device, cfg.Float32}).open(cmd)
 	if err != nil {
 		return err
 	}
@@ -91,7 +105,7 @@ func (f *runFlags) run(cmd *cobra.Command, args []string) error {
 		return err
 	}
 	defer base.Close()
-	progress := train.NewProgress(cmd.ErrOrStderr(), train.IsTerminal(cmd.ErrOrStderr()), quiet(cmd))
+	progress := &startClock{Progress: train.NewProgress(cmd.ErrOrStderr(), train.IsTerminal(cmd.ErrOrStderr()), quiet(cmd))}
 	defer progress.Close()
 	prepared, err := train.Prepare(cfg, train.RunOptions{
 		Dir: f.out, Resume: f.resume, Base: base, Backend: backend, Catalog: catalog(cfg.Data.Dir), Progress: progress,
@@ -118,6 +132,20 @@ func (f *runFlags) run(cmd *cobra.Command, args []string) error {
 		return err
 	}
 	return printText(cmd.OutOrStdout(), text.String())
+}
+
+// startClock says when the first step was done.
+type startClock struct {
+	train.Progress
+	stopped bool
+}
+
+func (p *startClock) Step(s train.StepInfo) {
+	if !p.stopped {
+		p.stopped = true
+		p.Log(fmt.Sprintf("first step done %.1f s after start", train.SinceStart().Seconds()))
+	}
+	p.Progress.Step(s)
 }
 
 // printText writes an answer, all of which must arrive.

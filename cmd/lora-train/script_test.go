@@ -28,10 +28,14 @@ func TestScripts(t *testing.T) {
 			"cut":         maker(cut),
 		},
 		Condition: func(name string) (bool, error) {
-			if name != "smollm2" {
+			switch name {
+			case "smollm2":
+				return os.Getenv("LORA_SMOLLM2") != "", nil
+			case "gpu": // the program was built for one
+				return openCUDA != nil, nil
+			default:
 				return false, errors.New("unknown condition " + name)
 			}
-			return os.Getenv("LORA_SMOLLM2") != "", nil
 		},
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("LORA_SMOLLM2", os.Getenv("LORA_SMOLLM2"))

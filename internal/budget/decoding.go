@@ -1,0 +1,36 @@
+package budget
+
+import "loratrain/kernels"
+
+// Top2 implements [kernels.Decoding].
+func (m *Meter) Top2(ids, weights, logits kernels.Tensor) {
+	m.do("Top2", moves(ids, weights, logits), func() { m.b.Top2(ids, weights, logits) })
+}
+
+// Experts implements [kernels.Decoding]. Each expert is read once, by as many tokens as chose it.
+func (m *Meter) Experts(y, x, a, b, ids, weights kernels.Tensor, scale float64) {
+	n := ids.Len()
+	work := moves(y, y, x, ids, weights).and(gathers(a, n), gathers(b, n),
+		product(n, a.Shape[1], a.Shape[2]), product(n, b.Shape[2], b.Shape[1]))
+	m.do("Experts", work, func() { m.b.Experts(y, x, a, b, ids, weights, scale) })
+}
+
+// Merge implements [kernels.Decoding].
+func (m *Meter) Merge(layers []kernels.Merge, ids, weights kernels.Tensor, scale float64) {
+	n, work := ids.Len(), moves(ids, weights)
+	for _, l := range layers {
+		work = work.and(moves(l.Dst, l.Src), gathers(l.A, n), gathers(l.B, n), product(l.Dst.Shape[0], l.Dst.Shape[1], n*l.A.Shape[1]))
+	}
+	m.do("Merge", work, func() { m.b.Merge(layers, ids, weights, scale) })
+}
+
+// Append implements [kernels.Decoding].
+func (m *Meter) Append(cache, x, at kernels.Tensor) {
+	rows := gathers(x, m.counted(at))
+	m.do("Append", moves(at).and(rows, rows), func() { m.b.Append(cache, x, at) })
+}
+
+// Sample implements [kernels.Decoding].
+func (m *Meter) Sample(ids, logits, u kernels.Tensor, rule kernels.Sampling) {
+	m.do("Sample", moves(ids, logits, u), func() { m.b.Sample(ids, logits, u, rule) })
+}
