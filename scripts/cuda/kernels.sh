@@ -36,7 +36,7 @@ compile() { # one file, named without its ending
   "$nvcc" -std=c++17 -O3 -ptx -arch="$target" -o "$temp/$name.ptx" "$name.cu"
   # Declared as old as drivers of CUDA 12.0 take it, without the one hint that is newer; the assembler refuses it if anything else is.
   sed -i -e 's/^\.version .*/.version 8.0/' -e '/^\/\/ Compiler Build ID/d' -e '/\.pragma "used_bytes_mask/d' "$temp/$name.ptx"
-  "$(dirname "$nvcc")/ptxas" -arch="sm_${target#compute_}" -O0 -o "$temp/check.cubin" "$temp/$name.ptx"
+  "$(dirname "$nvcc")/ptxas" -arch="sm_${target#compute_}" -o "$temp/check.cubin" "$temp/$name.ptx"
   "$nvcc" -std=c++17 -O3 -fatbin -Xfatbin -compress-all "${gencode[@]}" -o "$temp/$name.fatbin" "$name.cu"
   mv "$temp/$name.ptx" "$temp/$name.fatbin" compiled/
   {

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"unsafe"
 
+	"loratrain/kernels"
 	"loratrain/kernels/cuda"
 )
 
@@ -118,6 +119,11 @@ func packOne(buf []byte, at int, arg any) (offset, size int) {
 		binary.NativeEndian.PutUint32(buf[narrow:], math.Float32bits(v))
 		return narrow, 4
 	}
+	if box, ok := arg.(cuda.Box); ok {
+		at = (at + boxAlign - 1) &^ (boxAlign - 1)
+		packBox(buf[at:], box)
+		return at, C.box_bytes
+	}
 	t := reflect.TypeOf(arg)
 	if t.Kind() != reflect.Struct {
 		panic(fmt.Sprintf("kernels/cuda/driver: an argument of type %T", arg))
@@ -128,6 +134,17 @@ func packOne(buf []byte, at int, arg any) (offset, size int) {
 	at = (at + t.Align() - 1) &^ (t.Align() - 1)
 	copy(buf[at:], unsafe.Slice((*byte)(boxed.UnsafePointer()), t.Size()))
 	return at, int(t.Size())
+}
+
+// boxAlign is the alignment of a CUtensorMap.
+const boxAlign = 64
+
+func packBox(buf []byte, x cuda.Box) {
+	m := x.Of
+	r := C.queue_box(unsafe.Pointer(unsafe.SliceData(buf)), C.CUdeviceptr(m.At), C.uint(m.Rows), C.uint(m.Cols), C.uint(m.Stride), C.uint(x.Rows))
+	if err := result(r); err != nil || m.Type != kernels.BF16 || m.Transposed {
+		panic(fmt.Sprintf("kernels/cuda/driver: boxes of %d rows of %+v: %v", x.Rows, m, err))
+	}
 }
 
 // operation is something queued, kept to be queued again.

@@ -2,6 +2,8 @@
 
 #include "queue.h"
 
+#include <string.h>
+
 #define TRY(call)                          \
     do {                                   \
         CUresult tried = (call);           \
@@ -14,6 +16,16 @@ CUresult queue_launch(queue *q, CUfunction f, const launch_shape *s, size_t byte
     IN(q);
     void *extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, q->arguments, CU_LAUNCH_PARAM_BUFFER_SIZE, &bytes, CU_LAUNCH_PARAM_END};
     return cuLaunchKernel(f, s->grid[0], s->grid[1], s->grid[2], s->block[0], s->block[1], s->block[2], s->shared, q->stream, NULL, extra);
+}
+
+CUresult queue_box(void *to, CUdeviceptr at, unsigned rows, unsigned cols, unsigned stride, unsigned box_rows) {
+    CUtensorMap map; // aligned as it must be
+    cuuint64_t size[] = {cols, rows}, pitch[] = {2ull * stride};
+    cuuint32_t box[] = {64, box_rows}, every[] = {1, 1};
+    CUresult r = cuTensorMapEncodeTiled(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)at, size, pitch, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                                        CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    memcpy(to, &map, sizeof map);
+    return r;
 }
 
 CUresult queue_allow_shared(queue *q, CUfunction f, int bytes) {

@@ -14,6 +14,10 @@ typedef struct {
     unsigned grid[3], block[3], shared;
 } launch_shape;
 
+enum { box_bytes = sizeof(CUtensorMap) };
+// Writes to `to` how kernels copy a matrix of bf16 with rows `stride` elements apart: by boxes of box_rows rows and 64 columns.
+CUresult queue_box(void *to, CUdeviceptr at, unsigned rows, unsigned cols, unsigned stride, unsigned box_rows);
+
 CUresult queue_launch(queue *q, CUfunction f, const launch_shape *shape, size_t bytes);
 CUresult queue_allow_shared(queue *q, CUfunction f, int bytes);
 CUresult queue_sync(queue *q);

@@ -139,7 +139,7 @@ func runtimeJob() (job, error) {
 	return job{"runtime", sources, headers, commonFlags}, err
 }
 
-// kernelJobs is a library of each .cu file in folder.
+// kernelJobs is a library of each .cu file in folder, but for those of one kind of card, whose instructions are not emulated.
 func kernelJobs(folder string) ([]job, error) {
 	sources, err := filepath.Glob(filepath.Join(folder, "*.cu"))
 	if err == nil && len(sources) == 0 {
@@ -164,6 +164,9 @@ func kernelJobs(folder string) ([]job, error) {
 	var jobs []job
 	for _, s := range sources {
 		name := strings.TrimSuffix(filepath.Base(s), ".cu")
+		if strings.Contains(name, "_sm") {
+			continue
+		}
 		jobs = append(jobs, job{name, []string{s}, slices.Sorted(maps.Keys(headers)), flags})
 	}
 	return jobs, nil

@@ -90,7 +90,7 @@ func (d *Device) Unused() []string {
 
 // Info implements [cuda.Device]. The number of multiprocessors is odd on purpose.
 func (d *Device) Info() cuda.Info {
-	return cuda.Info{Name: "emulated GPU", Memory: memoryBytes, Major: 9, Multiprocessors: 3}
+	return cuda.Info{Name: "emulated GPU", Memory: memoryBytes, Major: 8, Multiprocessors: 3}
 }
 
 // fail keeps the first failure for Sync.
