@@ -7,6 +7,8 @@ import "fmt"
 //
 // Float is the element type of activations, Param that of trainable tensors, their gradients, the optimizer's
 // state, router logits, gates, losses and scalars. Frozen weights are F32, BF16 or F64, whatever Float is.
+//
+// An operand called plus is an addend: a tensor like the result that it is added to, in other memory, or none.
 type Backend interface {
 	Storage
 	Network
@@ -72,12 +74,13 @@ type Network interface {
 	// for the heads' norms, (d).
 	RMSNorm(y, x, w Tensor, eps float64)
 
-	// Linear is y = x·wᵀ + bias. y (T, D_out), x (T, D), w (D_out, D), bias (D_out) or none.
-	Linear(y, x, w, bias Tensor)
+	// Linear is y = plus + x·wᵀ + bias. y (T, D_out), x (T, D), w (D_out, D), bias (D_out) or none, plus as y or none.
+	Linear(y, x, w, bias, plus Tensor)
 
-	// SwitchLinear is u = z·A and y = x·wᵀ + bias + s·(u ⊙ Ĝ)·B, where Ĝ = [G ⊗ 1_R | 1] (T, C).
-	// y (T, D_out), u (T, C), x (T, D), z (T, D): x or x after dropout, w (D_out, D), bias (D_out) or none.
-	SwitchLinear(y, u, x, z, w, bias Tensor, sw Switch)
+	// SwitchLinear is u = z·A and y = plus + x·wᵀ + bias + s·(u ⊙ Ĝ)·B, where Ĝ = [G ⊗ 1_R | 1] (T, C).
+	// y (T, D_out), u (T, C), x (T, D), z (T, D): x or x after dropout, w (D_out, D), bias (D_out) or none, plus as y
+	// or none.
+	SwitchLinear(y, u, x, z, w, bias, plus Tensor, sw Switch)
 
 	// Rotary turns each head's pairs (x[i], x[i+d/2]) by the angle of its position p = pos[t]: with c and n the
 	// cosines and sines table[p, :d/2] and table[p, d/2:], y[i] = x[i]·c[i] - x[i+d/2]·n[i] and
@@ -132,19 +135,19 @@ type Network interface {
 
 // Gradients is the gradients of [Network], named after its operations.
 type Gradients interface {
-	// RMSNormGrad is dx = r·(w ⊙ dy) - x·r³·mean(w ⊙ dy ⊙ x), r = 1/√(mean(x²) + eps).
-	RMSNormGrad(dx, x, w, dy Tensor, eps float64)
+	// RMSNormGrad is dx = plus + r·(w ⊙ dy) - x·r³·mean(w ⊙ dy ⊙ x), r = 1/√(mean(x²) + eps). plus as dx or none.
+	RMSNormGrad(dx, x, w, dy, plus Tensor, eps float64)
 
-	// LinearGrad is dx = dy·w. dx (T, D), dy (T, D_out), w (D_out, D).
-	LinearGrad(dx, dy, w Tensor)
+	// LinearGrad is dx = plus + dy·w. dx (T, D), dy (T, D_out), w (D_out, D), plus as dx or none.
+	LinearGrad(dx, dy, w, plus Tensor)
 
 	// SwitchGradHidden is, with v = s·dy·Bᵀ (T, C): du = v ⊙ Ĝ, and dg[t, e] = Σ v[t, c]·u[t, c] over the columns
 	// c of expert e; dg none if E = 0. du, u (T, C), dg (T, E), dy (T, D_out).
 	SwitchGradHidden(du, dg, dy, u Tensor, sw Switch)
 
-	// SwitchGradInput is dx = dy·w + du·Aᵀ. dx (T, D), dy (T, D_out), w (D_out, D), du (T, C), a (D, C) of type Param or
-	// Float.
-	SwitchGradInput(dx, dy, w, du, a Tensor)
+	// SwitchGradInput is dx = plus + dy·w + du·Aᵀ. dx (T, D), dy (T, D_out), w (D_out, D), du (T, C), a (D, C) of type
+	// Param or Float, plus as dx or none.
+	SwitchGradInput(dx, dy, w, du, a, plus Tensor)
 
 	// SwitchGradA adds zᵀ·du to da. da (D, C), z (T, D), du (T, C).
 	SwitchGradA(da, z, du Tensor)

@@ -79,11 +79,11 @@ func (ad *Trained) decide(x graph.Exec, h, r graph.V) {
 }
 
 // Linear implements [Adapter].
-func (ad *Trained) Linear(x graph.Exec, layer int, t Target, h, w, bias graph.V) graph.V {
+func (ad *Trained) Linear(x graph.Exec, layer int, t Target, h, w, bias, plus graph.V) graph.V {
 	m := Module(layer, t)
 	a, ok := ad.param(m + ".A")
 	if !ok {
-		return graph.Linear(x, h, w, bias)
+		return graph.Linear(x, h, w, bias, plus)
 	}
 	b, _ := ad.param(m + ".B")
 	if r, ok := ad.param(m + ".router"); ok {
@@ -94,7 +94,7 @@ func (ad *Trained) Linear(x graph.Exec, layer int, t Target, h, w, bias graph.V)
 		z = graph.Dropout(x, h, ad.drop.Key, layer*int(targets)+int(t), ad.drop.Rate)
 	}
 	bank := graph.Bank{A: a, B: b, Gates: ad.current.Gates, Rank: ad.bank.Spec.Rank, Scale: ad.bank.Spec.Scale()}
-	y := graph.SwitchLinear(x, h, z, w, bias, bank)
+	y := graph.SwitchLinear(x, h, z, w, bias, plus, bank)
 	if ad.drop.Rate > 0 {
 		x.Done(z)
 	}

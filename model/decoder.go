@@ -209,7 +209,7 @@ func (d *Decoder) pass(ids []int32, values *Values, merged bool) {
 	hidden := Hidden(x, values, ad, in)
 	width := d.base.Arch.Width
 	last := x.Bind("last", hidden.Tensor().View((n-1)*width, 1, width))
-	d.logits, d.beside = graph.Linear(x, last, values.Head, graph.V{}), beside
+	d.logits, d.beside = graph.Linear(x, last, values.Head, graph.V{}, graph.V{}), beside
 	x.Done(hidden, in.IDs, in.Pos, in.Spans)
 }
 

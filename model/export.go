@@ -235,7 +235,7 @@ func (m Adapted) logits(prompts [][]int32) ([][]float64, error) {
 			ad, _ := m.Bank.Bind(x, m.Params, Dropout{})
 			h := hiddenOf(x, values, ad, p)
 			last := x.Bind("last", h.Tensor().View((len(p)-1)*values.arch.Width, 1, values.arch.Width))
-			l := graph.Linear(x, last, values.Head, graph.V{})
+			l := graph.Linear(x, last, values.Head, graph.V{}, graph.V{})
 			host := kernels.NewHost(l.Type, l.Shape...)
 			b.Read(host, l.Tensor())
 			get, row := getter(host), make([]float64, host.Len())

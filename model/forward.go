@@ -152,8 +152,8 @@ type Inputs struct {
 type Adapter interface {
 	// EnterBlock sees the normed input of a block's attention before the block's linear layers are applied.
 	EnterBlock(x graph.Exec, layer int, h graph.V)
-	// Linear is h·wᵀ + bias and what the adapter adds to it.
-	Linear(x graph.Exec, layer int, t Target, h, w, bias graph.V) graph.V
+	// Linear is plus + h·wᵀ + bias and what the adapter adds to it; bias and plus may be none.
+	Linear(x graph.Exec, layer int, t Target, h, w, bias, plus graph.V) graph.V
 }
 
 // Hidden is the forward pass up to the output projection: the normed state of each token (T, D). ad may be nil.
@@ -178,29 +178,27 @@ func RouterInput(x graph.Exec, v *Values, ids graph.V) graph.V {
 // block is one transformer block; it takes x's memory.
 func (v *Values) block(x graph.Exec, l int, h graph.V, ad Adapter, in Inputs) graph.V {
 	w := &v.layers[l]
-	lin := func(t Target, h graph.V) graph.V {
+	linPlus := func(t Target, h, plus graph.V) graph.V {
 		if ad == nil {
-			return graph.Linear(x, h, w.w[t], w.bias[t])
+			return graph.Linear(x, h, w.w[t], w.bias[t], plus)
 		}
-		return ad.Linear(x, l, t, h, w.w[t], w.bias[t])
+		return ad.Linear(x, l, t, h, w.w[t], w.bias[t], plus)
 	}
+	lin := func(t Target, h graph.V) graph.V { return linPlus(t, h, graph.V{}) }
 	n := graph.RMSNorm(x, h, w.inputNorm, v.arch.Eps)
 	if ad != nil {
 		ad.EnterBlock(x, l, n)
 	}
 	o := v.attention(x, l, n, lin, in)
-	y := lin(OProj, o)
-	x.Done(n, o)
-	mid := graph.Sum(x, h, y)
-	x.Done(h, y)
+	mid := linPlus(OProj, o, h)
+	x.Done(n, o, h)
 
 	n = graph.RMSNorm(x, mid, w.postNorm, v.arch.Eps)
 	g, u := lin(GateProj, n), lin(UpProj, n)
 	f := graph.SwiGLU(x, g, u)
 	x.Done(n, g, u)
-	y = lin(DownProj, f)
-	out := graph.Sum(x, mid, y)
-	x.Done(f, mid, y)
+	out := linPlus(DownProj, f, mid)
+	x.Done(f, mid)
 	return out
 }
 

@@ -48,7 +48,7 @@ func recorded(t *testing.T, b kernels.Backend, p *Placed, ids []int32) kernels.T
 	h := Hidden(rec, values, nil, Inputs{
 		IDs: bind(ids, n), Pos: bind(pos, n), Spans: bind(p.Arch.Spans(make([]Visible, n), pos, seq), n, 4),
 	})
-	logits := graph.Linear(rec, h, values.Head, graph.V{})
+	logits := graph.Linear(rec, h, values.Head, graph.V{}, graph.V{})
 	program, err := rec.Compile(graph.NewArena(b), []graph.V{logits}, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -72,7 +72,7 @@ func immediate(t *testing.T, b kernels.Backend, p *Placed, ids []int32) kernels.
 	err := graph.Catch(b, func() {
 		values := p.Bind(x)
 		h := hiddenOf(x, values, nil, ids)
-		logits := graph.Linear(x, h, values.Head, graph.V{})
+		logits := graph.Linear(x, h, values.Head, graph.V{}, graph.V{})
 		host = kernels.NewHost(logits.Type, logits.Shape...)
 		b.Read(host, logits.Tensor())
 		x.Done(h, logits)

@@ -69,8 +69,8 @@ func (p *servedPass) decide(x graph.Exec, h graph.V, r kernels.Tensor) {
 }
 
 // Linear implements [Adapter].
-func (p *servedPass) Linear(x graph.Exec, layer int, t Target, h, w, bias graph.V) graph.V {
-	y := graph.Linear(x, h, w, bias)
+func (p *servedPass) Linear(x graph.Exec, layer int, t Target, h, w, bias, plus graph.V) graph.V {
+	y := graph.Linear(x, h, w, bias, plus)
 	e := &p.layers[layer].linears[t]
 	if e.a.None() {
 		return y

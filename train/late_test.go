@@ -154,12 +154,12 @@ func (l *late) RMSNorm(y, x, w kernels.Tensor, eps float64) {
 	l.queue("RMSNorm", func() { l.Backend.RMSNorm(y, x, w, eps) })
 }
 
-func (l *late) Linear(y, x, w, bias kernels.Tensor) {
-	l.queue("Linear", func() { l.Backend.Linear(y, x, w, bias) })
+func (l *late) Linear(y, x, w, bias, plus kernels.Tensor) {
+	l.queue("Linear", func() { l.Backend.Linear(y, x, w, bias, plus) })
 }
 
-func (l *late) SwitchLinear(y, u, x, z, w, bias kernels.Tensor, sw kernels.Switch) {
-	l.queue("SwitchLinear", func() { l.Backend.SwitchLinear(y, u, x, z, w, bias, sw) })
+func (l *late) SwitchLinear(y, u, x, z, w, bias, plus kernels.Tensor, sw kernels.Switch) {
+	l.queue("SwitchLinear", func() { l.Backend.SwitchLinear(y, u, x, z, w, bias, plus, sw) })
 }
 
 func (l *late) Rotary(y, x, table, pos kernels.Tensor, backwards bool) {
@@ -206,20 +206,20 @@ func (l *late) LogProb(lp, h, w, targets kernels.Tensor) {
 	l.queue("LogProb", func() { l.Backend.LogProb(lp, h, w, targets) })
 }
 
-func (l *late) RMSNormGrad(dx, x, w, dy kernels.Tensor, eps float64) {
-	l.queue("RMSNormGrad", func() { l.Backend.RMSNormGrad(dx, x, w, dy, eps) })
+func (l *late) RMSNormGrad(dx, x, w, dy, plus kernels.Tensor, eps float64) {
+	l.queue("RMSNormGrad", func() { l.Backend.RMSNormGrad(dx, x, w, dy, plus, eps) })
 }
 
-func (l *late) LinearGrad(dx, dy, w kernels.Tensor) {
-	l.queue("LinearGrad", func() { l.Backend.LinearGrad(dx, dy, w) })
+func (l *late) LinearGrad(dx, dy, w, plus kernels.Tensor) {
+	l.queue("LinearGrad", func() { l.Backend.LinearGrad(dx, dy, w, plus) })
 }
 
 func (l *late) SwitchGradHidden(du, dg, dy, u kernels.Tensor, sw kernels.Switch) {
 	l.queue("SwitchGradHidden", func() { l.Backend.SwitchGradHidden(du, dg, dy, u, sw) })
 }
 
-func (l *late) SwitchGradInput(dx, dy, w, du, a kernels.Tensor) {
-	l.queue("SwitchGradInput", func() { l.Backend.SwitchGradInput(dx, dy, w, du, a) })
+func (l *late) SwitchGradInput(dx, dy, w, du, a, plus kernels.Tensor) {
+	l.queue("SwitchGradInput", func() { l.Backend.SwitchGradInput(dx, dy, w, du, a, plus) })
 }
 
 func (l *late) SwitchGradA(da, z, du kernels.Tensor) {

@@ -135,7 +135,7 @@ func TestGoldenSmolLogits(t *testing.T) {
 			h := model.Hidden(x, values, nil, model.Inputs{
 				IDs: x.Ints(ids, n), Pos: x.Ints(batch.Pos, n), Spans: x.Ints(spans(placed.Arch, batch), n, 4),
 			})
-			l := graph.Linear(x, h, values.Head, graph.V{})
+			l := graph.Linear(x, h, values.Head, graph.V{}, graph.V{})
 			host := kernels.NewHost(kernels.F32, l.Shape...)
 			b.Read(host, l.Tensor())
 			logits = kernels.Slice[float32](host)

@@ -149,9 +149,9 @@ func timeLinear(b kernels.Backend, noise *model.Noise, rows, in, out int, backwa
 		defer b.Free(ts[i])
 	}
 	x, w, y := ts[0], ts[1], ts[2]
-	multiply := func() { b.Linear(y, x, w, kernels.Tensor{}) }
+	multiply := func() { b.Linear(y, x, w, kernels.Tensor{}, kernels.Tensor{}) }
 	if backwards {
-		multiply = func() { b.LinearGrad(x, y, w) }
+		multiply = func() { b.LinearGrad(x, y, w, kernels.Tensor{}) }
 	}
 	p.seconds, err = timed(b, multiply)
 	return p, err

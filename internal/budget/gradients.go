@@ -3,14 +3,14 @@ package budget
 import "loratrain/kernels"
 
 // RMSNormGrad implements [kernels.Gradients].
-func (m *Meter) RMSNormGrad(dx, x, w, dy kernels.Tensor, eps float64) {
-	m.do("RMSNormGrad", moves(dx, x, w, dy), func() { m.b.RMSNormGrad(dx, x, w, dy, eps) })
+func (m *Meter) RMSNormGrad(dx, x, w, dy, plus kernels.Tensor, eps float64) {
+	m.do("RMSNormGrad", moves(dx, x, w, dy, plus), func() { m.b.RMSNormGrad(dx, x, w, dy, plus, eps) })
 }
 
 // LinearGrad implements [kernels.Gradients].
-func (m *Meter) LinearGrad(dx, dy, w kernels.Tensor) {
-	work := moves(dx, dy, w).and(product(dy.Shape[0], w.Shape[1], w.Shape[0]))
-	m.do("LinearGrad", work, func() { m.b.LinearGrad(dx, dy, w) })
+func (m *Meter) LinearGrad(dx, dy, w, plus kernels.Tensor) {
+	work := moves(dx, dy, w, plus).and(product(dy.Shape[0], w.Shape[1], w.Shape[0]))
+	m.do("LinearGrad", work, func() { m.b.LinearGrad(dx, dy, w, plus) })
 }
 
 // SwitchGradHidden implements [kernels.Gradients].
@@ -20,10 +20,10 @@ func (m *Meter) SwitchGradHidden(du, dg, dy, u kernels.Tensor, sw kernels.Switch
 }
 
 // SwitchGradInput implements [kernels.Gradients].
-func (m *Meter) SwitchGradInput(dx, dy, w, du, a kernels.Tensor) {
+func (m *Meter) SwitchGradInput(dx, dy, w, du, a, plus kernels.Tensor) {
 	rows := dy.Shape[0]
-	work := moves(dx, dy, w, du, a).and(product(rows, w.Shape[1], w.Shape[0]), product(rows, a.Shape[0], a.Shape[1]))
-	m.do("SwitchGradInput", work, func() { m.b.SwitchGradInput(dx, dy, w, du, a) })
+	work := moves(dx, dy, w, du, a, plus).and(product(rows, w.Shape[1], w.Shape[0]), product(rows, a.Shape[0], a.Shape[1]))
+	m.do("SwitchGradInput", work, func() { m.b.SwitchGradInput(dx, dy, w, du, a, plus) })
 }
 
 // SwitchGradA implements [kernels.Gradients].

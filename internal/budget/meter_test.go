@@ -51,10 +51,12 @@ func TestWork(t *testing.T) {
 	}{
 		{"Embed", func(m *Meter) { m.Embed(x, f32(6, 3), i32([]int32{5, 0}, 2)) }, 0, 24 + 8 + 2*12},
 		{"RMSNorm", func(m *Meter) { m.RMSNorm(f32(2, 3), x, f32(3), 1e-6) }, 0, 24 + 24 + 12},
-		{"Linear", func(m *Meter) { m.Linear(y, x, w, f32(5)) }, 60, 40 + 24 + 60 + 20},
-		{"Linear", func(m *Meter) { m.Linear(y, x, bf16, none) }, 60, 40 + 24 + 30},
-		{"SwitchLinear", func(m *Meter) { m.SwitchLinear(y, u, x, x, w, none, sw) }, 60 + 48 + 80, 40 + 32 + 24 + 60 + 48 + 80 + 16},
-		{"SwitchLinear", func(m *Meter) { m.SwitchLinear(y, u, x, f32(2, 3), w, none, sw) }, 188, 324},
+		{"Linear", func(m *Meter) { m.Linear(y, x, w, f32(5), none) }, 60, 40 + 24 + 60 + 20},
+		{"Linear", func(m *Meter) { m.Linear(y, x, w, f32(5), f32(2, 5)) }, 60, 40 + 24 + 60 + 20 + 40},
+		{"Linear", func(m *Meter) { m.Linear(y, x, bf16, none, none) }, 60, 40 + 24 + 30},
+		{"SwitchLinear", func(m *Meter) { m.SwitchLinear(y, u, x, x, w, none, none, sw) }, 60 + 48 + 80, 40 + 32 + 24 + 60 + 48 + 80 + 16},
+		{"SwitchLinear", func(m *Meter) { m.SwitchLinear(y, u, x, f32(2, 3), w, none, none, sw) }, 188, 324},
+		{"SwitchLinear", func(m *Meter) { m.SwitchLinear(y, u, x, f32(2, 3), w, none, f32(2, 5), sw) }, 188, 324 + 40},
 		{"Rotary", func(m *Meter) { m.Rotary(f32(2, 4), q, f32(9, 2), i32([]int32{0, 8}, 2), false) }, 0, 32 + 32 + 8 + 2*8},
 		{"Attention", func(m *Meter) { m.Attention(f32(2, 4), f32(2, 2), q, k, k, spans, heads) }, 2 * 2 * 4 * 4, 32 + 16 + 32 + 24 + 24 + 32},
 		{"AttentionGrad", func(m *Meter) {
@@ -73,10 +75,13 @@ func TestWork(t *testing.T) {
 		{"CrossEntropy", func(m *Meter) { m.CrossEntropy(f32(1), f32(2, 3), x, f32(6, 3), i32([]int32{2, -100}, 2)) }, 36 + 36, 4 + 24 + 12 + 72 + 8},
 		{"CrossEntropy", func(m *Meter) { m.CrossEntropy(f32(1), none, x, f32(6, 3), i32([]int32{2, -100}, 2)) }, 36, 4 + 12 + 72 + 8},
 		{"LogProb", func(m *Meter) { m.LogProb(f32(2), x, f32(6, 3), i32([]int32{2, 0}, 2)) }, 72, 8 + 24 + 72 + 8},
-		{"RMSNormGrad", func(m *Meter) { m.RMSNormGrad(f32(2, 3), x, f32(3), x, 1e-6) }, 0, 84},
-		{"LinearGrad", func(m *Meter) { m.LinearGrad(f32(2, 3), y, w) }, 60, 24 + 40 + 60},
+		{"RMSNormGrad", func(m *Meter) { m.RMSNormGrad(f32(2, 3), x, f32(3), x, none, 1e-6) }, 0, 84},
+		{"RMSNormGrad", func(m *Meter) { m.RMSNormGrad(f32(2, 3), x, f32(3), x, f32(2, 3), 1e-6) }, 0, 84 + 24},
+		{"LinearGrad", func(m *Meter) { m.LinearGrad(f32(2, 3), y, w, none) }, 60, 24 + 40 + 60},
+		{"LinearGrad", func(m *Meter) { m.LinearGrad(f32(2, 3), y, w, f32(2, 3)) }, 60, 24 + 40 + 60 + 24},
 		{"SwitchGradHidden", func(m *Meter) { m.SwitchGradHidden(f32(2, 4), f32(2, 2), y, u, sw) }, 80, 32 + 16 + 40 + 32 + 80 + 16},
-		{"SwitchGradInput", func(m *Meter) { m.SwitchGradInput(f32(2, 3), y, w, u, sw.A) }, 60 + 48, 24 + 40 + 60 + 32 + 48},
+		{"SwitchGradInput", func(m *Meter) { m.SwitchGradInput(f32(2, 3), y, w, u, sw.A, none) }, 60 + 48, 24 + 40 + 60 + 32 + 48},
+		{"SwitchGradInput", func(m *Meter) { m.SwitchGradInput(f32(2, 3), y, w, u, sw.A, f32(2, 3)) }, 60 + 48, 24 + 40 + 60 + 32 + 48 + 24},
 		{"SwitchGradA", func(m *Meter) { m.SwitchGradA(f32(3, 4), x, u) }, 48, 2*48 + 24 + 32},
 		{"SwitchGradB", func(m *Meter) { m.SwitchGradB(f32(4, 5), u, y, sw) }, 80, 2*80 + 32 + 40 + 16},
 		{"RouteGradInput", func(m *Meter) { m.RouteGradInput(f32(2, 3), u, f32(4, 3)) }, 48, 24 + 32 + 48},
@@ -120,14 +125,14 @@ func TestMeterComputesTheSame(t *testing.T) {
 	b := newCPU(t)
 	m := New(b, Rates{Flops: 1, Bytes: 1})
 	x, w, got, want := f32(2, 3), f32(5, 3), f32(2, 5), f32(2, 5)
-	b.Linear(want, x, w, kernels.Tensor{})
+	b.Linear(want, x, w, kernels.Tensor{}, kernels.Tensor{})
 	for _, step := range []struct {
 		before func()
 		calls  int
 	}{{func() {}, 0}, {m.Start, 1}, {m.Start, 1}, {m.Stop, 1}} {
 		step.before()
 		m.Storage.Zero(got)
-		m.Linear(got, x, w, kernels.Tensor{})
+		m.Linear(got, x, w, kernels.Tensor{}, kernels.Tensor{})
 		if !slices.Equal(kernels.Slice[float32](got), kernels.Slice[float32](want)) {
 			t.Fatalf("Linear is %v, want %v", kernels.Slice[float32](got), kernels.Slice[float32](want))
 		}
@@ -151,7 +156,7 @@ type profiled struct {
 	fail  error
 }
 
-func (p *profiled) Linear(y, x, w, bias kernels.Tensor) {
+func (p *profiled) Linear(y, x, w, bias, plus kernels.Tensor) {
 	p.trace = append(p.trace, kernels.Took{Name: "product", Seconds: float64(y.Shape[1])}, kernels.Took{Name: "bias", Seconds: 0.5})
 }
 
@@ -169,9 +174,9 @@ func (p *profiled) Profile(f func()) ([]kernels.Took, error) {
 func TestMeterOfProfiler(t *testing.T) {
 	b := &profiled{Backend: newCPU(t)}
 	m := meter(t, b)
-	m.Linear(f32(2, 5), f32(2, 3), f32(5, 3), kernels.Tensor{})
+	m.Linear(f32(2, 5), f32(2, 3), f32(5, 3), kernels.Tensor{}, kernels.Tensor{})
 	m.Gate(f32(2, 4), f32(2, 4))
-	m.Linear(f32(2, 5), f32(2, 3), f32(5, 3), kernels.Tensor{})
+	m.Linear(f32(2, 5), f32(2, 3), f32(5, 3), kernels.Tensor{}, kernels.Tensor{})
 	if err := m.Sync(); err != nil {
 		t.Fatal(err)
 	}

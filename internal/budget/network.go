@@ -13,19 +13,19 @@ func (m *Meter) RMSNorm(y, x, w kernels.Tensor, eps float64) {
 }
 
 // Linear implements [kernels.Network].
-func (m *Meter) Linear(y, x, w, bias kernels.Tensor) {
-	work := moves(y, x, w, bias).and(product(x.Shape[0], w.Shape[0], w.Shape[1]))
-	m.do("Linear", work, func() { m.b.Linear(y, x, w, bias) })
+func (m *Meter) Linear(y, x, w, bias, plus kernels.Tensor) {
+	work := moves(y, x, w, bias, plus).and(product(x.Shape[0], w.Shape[0], w.Shape[1]))
+	m.do("Linear", work, func() { m.b.Linear(y, x, w, bias, plus) })
 }
 
 // SwitchLinear implements [kernels.Network].
-func (m *Meter) SwitchLinear(y, u, x, z, w, bias kernels.Tensor, sw kernels.Switch) {
+func (m *Meter) SwitchLinear(y, u, x, z, w, bias, plus kernels.Tensor, sw kernels.Switch) {
 	rows, columns := x.Shape[0], sw.A.Shape[1]
-	work := moves(y, u, x, distinct(z, x), w, bias, sw.A, sw.B, sw.Gates).and(
+	work := moves(y, u, x, distinct(z, x), w, bias, plus, sw.A, sw.B, sw.Gates).and(
 		product(rows, w.Shape[0], w.Shape[1]),
 		product(rows, columns, sw.A.Shape[0]),
 		product(rows, sw.B.Shape[1], columns))
-	m.do("SwitchLinear", work, func() { m.b.SwitchLinear(y, u, x, z, w, bias, sw) })
+	m.do("SwitchLinear", work, func() { m.b.SwitchLinear(y, u, x, z, w, bias, plus, sw) })
 }
 
 // Rotary implements [kernels.Network].

@@ -17,20 +17,21 @@ type Gradient struct {
 // backward is the state of one reverse pass.
 type backward struct {
 	*Recorder
-	need  map[*G.Node]bool // on a way from the loss to a trainable tensor
-	terms map[*G.Node][]V  // what has arrived at a node
+	need  map[*G.Node]bool           // on a way from the loss to a trainable tensor
+	leaf  map[*G.Node]kernels.Tensor // where the gradients of trainable tensors are added up
+	terms map[*G.Node][]V            // what has arrived at a node and is not part of a later term
 }
 
 // Gradients adds the backward pass of loss, a value of one element, to the graph: reverse mode over the operations'
-// SymDiff, for the gradients that are needed only. seed (1) is the gradient of loss itself. A trainable tensor must be
-// used by operations whose gradient towards it adds to memory (Op.Adds), so that nothing is summed or copied twice. The
-// values it returns must be among the roots of Compile.
+// SymDiff, for the gradients that are needed only. Gradients that meet at a value are added by the operations that make them
+// (Ask.Take), or else by a Sum. seed (1) is the gradient of loss itself. A trainable tensor must be used by operations whose
+// gradient towards it adds to memory (Op.Adds), so that nothing is summed or copied twice. The values it returns must be among
+// the roots of Compile.
 func (r *Recorder) Gradients(loss, seed V, grads []Gradient) ([]V, error) {
-	w := backward{Recorder: r, need: map[*G.Node]bool{}, terms: map[*G.Node][]V{loss.node: {seed}}}
-	leaf := map[*G.Node]kernels.Tensor{}
+	w := backward{Recorder: r, need: map[*G.Node]bool{}, leaf: map[*G.Node]kernels.Tensor{}, terms: map[*G.Node][]V{loss.node: {seed}}}
 	for _, g := range grads {
 		w.need[g.Of.node] = true
-		leaf[g.Of.node] = g.Into
+		w.leaf[g.Of.node] = g.Into
 	}
 	forward := r.made
 	for _, n := range forward {
@@ -44,15 +45,12 @@ func (r *Recorder) Gradients(loss, seed V, grads []Gradient) ([]V, error) {
 		if !w.need[n] || len(ts) == 0 {
 			continue
 		}
-		if into, ok := leaf[n]; ok {
+		if into, ok := w.leaf[n]; ok {
 			if err := bindSums(n, ts, into); err != nil {
 				return nil, err
 			}
 			roots = append(roots, ts...)
 			continue
-		}
-		if err := overwritten(n, ts); err != nil {
-			return nil, err
 		}
 		dy := ts[0]
 		if len(ts) > 1 {
@@ -82,14 +80,25 @@ func bindSums(n *G.Node, terms []V, into kernels.Tensor) error {
 	return nil
 }
 
-// overwritten fails if a gradient of n, which is no trainable tensor, would be added to memory that nothing has cleared.
-func overwritten(n *G.Node, terms []V) error {
-	for _, t := range terms {
-		if o, ok := t.node.Op().(*node); ok && o.Adds {
-			return fmt.Errorf("%v adds its gradient to memory, but %v is no trainable tensor", o, n.Op())
-		}
+// arrive notes a gradient of n. It fails if n is no trainable tensor and the gradient would be added to memory that nothing has
+// cleared.
+func (w *backward) arrive(n *G.Node, term V) error {
+	o, ok := term.node.Op().(*node)
+	if _, trainable := w.leaf[n]; ok && o.Adds && !trainable {
+		return fmt.Errorf("%v adds its gradient to memory, but %v is no trainable tensor", o, n.Op())
 	}
+	w.terms[n] = append(w.terms[n], term)
 	return nil
+}
+
+// take hands out what arrived last at n, if there is anything. Trainable tensors have memory where it is all added.
+func (w *backward) take(n *G.Node) V {
+	ts := w.terms[n]
+	if _, trainable := w.leaf[n]; trainable || len(ts) == 0 {
+		return V{}
+	}
+	w.terms[n] = ts[:len(ts)-1]
+	return ts[len(ts)-1]
 }
 
 // mark says whether a gradient must pass through n.
@@ -111,9 +120,9 @@ func (w *backward) propagate(n *G.Node, dy V) error {
 	op, kids := n.Op().(G.SDOp), w.kids[n]
 	diff := op.DiffWRT(len(kids))
 	if o, ok := op.(*node); ok {
-		o.need = make([]bool, len(o.in))
+		o.ask = Ask{need: make([]bool, len(o.in)), take: func(i int) V { return w.take(o.in[i].node) }}
 		for k, i := range o.present {
-			o.need[i] = diff[k] && w.need[kids[k]]
+			o.ask.need[i] = diff[k] && w.need[kids[k]]
 		}
 	}
 	given, err := op.SymDiff(kids, n, dy.node)
@@ -127,7 +136,9 @@ func (w *backward) propagate(n *G.Node, dy V) error {
 		if given[k] == nil {
 			return fmt.Errorf("%v gives no gradient for input %d", op, k)
 		}
-		w.terms[kid] = append(w.terms[kid], w.value(given[k]))
+		if err := w.arrive(kid, w.value(given[k])); err != nil {
+			return err
+		}
 	}
 	return nil
 }

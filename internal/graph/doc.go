@@ -3,8 +3,9 @@
 // Start with [Exec]: a forward pass is written once, against it. A [Recorder] makes a Gorgonia node of every operation;
 // its Gradients method adds the nodes of the backward pass and Compile turns the graph into a [Program] that is run many times.
 // [Immediate] runs each operation's kernel at once. The operations themselves, RMSNorm, SwitchLinear and so on, are
-// functions over an Exec; each is one [Op]: the shapes of its results, its kernel, and its gradient. What is a [Block] may be
-// computed a second time for the backward pass, to save memory.
+// functions over an Exec; each is one [Op]: the shapes of its results, its kernel, and its gradient. Where several uses of a
+// value send a gradient back, an operation may take the one before and add it as it computes its own ([Ask]); what is left is
+// summed. What is a [Block] may be computed a second time for the backward pass, to save memory.
 //
 // A Program's memory is planned when it is compiled: every result lies in an [Arena] from the operation that makes it to the
 // last that uses it. A backend that can record ([kernels.Capturer]) records its first run, and runs the recording from then

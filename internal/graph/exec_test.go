@@ -66,13 +66,13 @@ func (k *wholeBlock) spans() V {
 	return k.x.Bind("spans", t)
 }
 
-func (k *wholeBlock) adapted(h V, out int, gates V, dropout bool) V {
+func (k *wholeBlock) adapted(h V, out int, gates, plus V, dropout bool) V {
 	z := h
 	if dropout {
 		z = Dropout(k.x, h, k.ints(0, 99, 2), 5, 0.25)
 	}
 	width, columns := h.Shape[1], k.experts*k.rank+k.shared
-	y := SwitchLinear(k.x, h, z, k.weight(out, width), k.weight(out), Bank{
+	y := SwitchLinear(k.x, h, z, k.weight(out, width), k.weight(out), plus, Bank{
 		A: k.weight(width, columns), B: k.weight(columns, out), Gates: gates, Rank: k.rank, Scale: 2,
 	})
 	if dropout {
@@ -92,22 +92,21 @@ func (k *wholeBlock) run() []V {
 	balance, loads := Balance(x, logits, gates, k.ints(-1, 2, k.tokens))
 
 	head := func(heads int) V {
-		y := k.adapted(n, heads*k.heads.Dim, gates, true)
+		y := k.adapted(n, heads*k.heads.Dim, gates, V{}, true)
 		normed := RMSNorm(x, y, k.weight(k.heads.Dim), 1e-5)
 		turned := Rotary(x, normed, table, k.ints(0, k.tokens, k.tokens))
 		x.Done(y, normed)
 		return turned
 	}
 	q, key := head(k.heads.Query), head(k.heads.KV)
-	v := Linear(x, n, k.weight(k.heads.KV*k.heads.Dim, k.width), V{})
+	v := Linear(x, n, k.weight(k.heads.KV*k.heads.Dim, k.width), V{}, V{})
 	o := Attention(x, q, key, v, k.spans(), k.heads)
-	y := k.adapted(o, k.width, gates, false)
-	mid := Sum(x, h, y)
-	x.Done(n, h, q, key, v, o, y)
+	mid := k.adapted(o, k.width, gates, h, false)
+	x.Done(n, h, q, key, v, o)
 
 	n = RMSNorm(x, mid, k.weight(k.width), 1e-5)
-	f := SwiGLU(x, k.adapted(n, k.hidden, gates, false), Linear(x, n, k.weight(k.hidden, k.width), k.weight(k.hidden)))
-	y = Linear(x, f, k.weight(k.width, k.hidden), V{})
+	f := SwiGLU(x, k.adapted(n, k.hidden, gates, V{}, false), Linear(x, n, k.weight(k.hidden, k.width), k.weight(k.hidden), V{}))
+	y := Linear(x, f, k.weight(k.width, k.hidden), V{}, mid)
 	y = Experts(x, y, f, k.weight(k.experts, k.rank, k.hidden), k.weight(k.experts, k.rank, k.width), ids, weights, 0.5)
 	out := Sum(x, mid, y)
 	x.Done(n, f, y, mid)

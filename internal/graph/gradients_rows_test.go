@@ -31,7 +31,7 @@ func logitsOf(name string, rows, experts int) leaf {
 
 func gradientRows() []gradientRow {
 	var rows []gradientRow
-	for _, list := range [][]gradientRow{layerRows(), attentionRows(), elementRows(), switchRows(), routingRows()} {
+	for _, list := range [][]gradientRow{layerRows(), attentionRows(), elementRows(), switchRows(), routingRows(), plusRows()} {
 		rows = append(rows, list...)
 	}
 	return rows
@@ -46,10 +46,10 @@ func layerRows() []gradientRow {
 			return RMSNorm(p, p.leaf["h"], p.fixed("w", 4), 1e-2)
 		}},
 		{"Linear", []leaf{activation("h", 3, 4)}, func(p *pass) V {
-			return Linear(p, p.leaf["h"], p.fixed("w", 5, 4), V{})
+			return Linear(p, p.leaf["h"], p.fixed("w", 5, 4), V{}, V{})
 		}},
 		{"Linear with bias", []leaf{activation("h", 3, 4)}, func(p *pass) V {
-			return Linear(p, p.leaf["h"], p.fixed("w", 5, 4), p.fixed("bias", 5))
+			return Linear(p, p.leaf["h"], p.fixed("w", 5, 4), p.fixed("bias", 5), V{})
 		}},
 		{"Rotary", []leaf{activation("h", 4, 8)}, func(p *pass) V {
 			return Rotary(p, p.leaf["h"], p.fixed("table", 6, 4), p.ints("positions", []int32{0, 5, 2, 2}, 4))
@@ -63,8 +63,8 @@ func layerRows() []gradientRow {
 		{"a block of five operations", []leaf{activation("h", 4, 6)}, func(p *pass) V {
 			h := p.leaf["h"]
 			n := RMSNorm(p, h, p.fixed("norm", 6), 1e-5)
-			f := SwiGLU(p, Linear(p, n, p.fixed("gate", 8, 6), V{}), Linear(p, n, p.fixed("up", 8, 6), V{}))
-			return Sum(p, h, Linear(p, f, p.fixed("down", 6, 8), V{}))
+			f := SwiGLU(p, Linear(p, n, p.fixed("gate", 8, 6), V{}, V{}), Linear(p, n, p.fixed("up", 8, 6), V{}, V{}))
+			return Sum(p, h, Linear(p, f, p.fixed("down", 6, 8), V{}, V{}))
 		}},
 	}
 }
@@ -111,6 +111,9 @@ func elementRows() []gradientRow {
 		{"Sum", []leaf{activation("x", 2, 3), activation("y", 2, 3), activation("z", 2, 3)}, func(p *pass) V {
 			return Sum(p, p.leaf["x"], p.leaf["y"], p.leaf["z"])
 		}},
+		{"Sum of four", []leaf{activation("x", 2, 3), activation("y", 2, 3)}, func(p *pass) V {
+			return Sum(p, p.leaf["x"], p.leaf["y"], p.leaf["y"], p.leaf["y"])
+		}},
 		{"Sum of a value and itself", []leaf{activation("x", 2, 3), activation("y", 2, 3)}, func(p *pass) V {
 			return Sum(p, p.leaf["x"], p.leaf["y"], p.leaf["x"])
 		}},
@@ -126,7 +129,7 @@ func elementRows() []gradientRow {
 // adapted is a switch linear layer of width 5 to 4 over the leaves A and B.
 func adapted(p *pass, h, z, bias, gates V, rank int) V {
 	bank := Bank{A: p.leaf["A"], B: p.leaf["B"], Gates: gates, Rank: rank, Scale: 1.5}
-	return SwitchLinear(p, h, z, p.fixed("w", 4, 5), bias, bank)
+	return SwitchLinear(p, h, z, p.fixed("w", 4, 5), bias, V{}, bank)
 }
 
 func switchRows() []gradientRow {
@@ -160,7 +163,7 @@ func switchRows() []gradientRow {
 		}},
 		{"two SwitchLinear of one bank and one decision", append(bank(experts*rank), h, gates), func(p *pass) V {
 			first := adapted(p, p.leaf["h"], p.leaf["h"], V{}, p.leaf["gates"], rank)
-			wide := Linear(p, first, p.fixed("widen", width, out), V{})
+			wide := Linear(p, first, p.fixed("widen", width, out), V{}, V{})
 			return adapted(p, wide, wide, V{}, p.leaf["gates"], rank)
 		}},
 	}

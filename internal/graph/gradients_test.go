@@ -130,7 +130,7 @@ func (c coverage) note(r *Recorder) {
 		for _, i := range op.Diff {
 			key := fmt.Sprintf("%s, input %d", op.Name, i)
 			c.declared[key] = c.declared[key] || !op.in[i].None()
-			c.checked[key] = c.checked[key] || op.need != nil && op.need[i]
+			c.checked[key] = c.checked[key] || op.ask.need != nil && op.ask.need[i]
 		}
 	}
 }
@@ -312,8 +312,8 @@ func TestSymDiffOfArgumentsLeftOut(t *testing.T) {
 	var asked []bool
 	y := r.Apply(&Op{
 		Name: "three inputs", Out: []Spec{x.Spec}, Diff: []int{0, 1, 2},
-		Grad: func(_ Exec, _, _ []V, dy V, need []bool) []V {
-			asked = need
+		Grad: func(_ Exec, _, _ []V, dy V, ask Ask) []V {
+			asked = ask.need
 			return []V{dy, {}, dy}
 		},
 	}, x, V{}, x)[0]
@@ -354,7 +354,7 @@ func TestGradientsWithoutAWay(t *testing.T) {
 		{"an operation whose gradient panics", func(r *Recorder, w V) V {
 			return r.Apply(&Op{
 				Name: "broken", Out: []Spec{w.Spec}, Diff: []int{0},
-				Grad: func(Exec, []V, []V, V, []bool) []V { panic("not today") },
+				Grad: func(Exec, []V, []V, V, Ask) []V { panic("not today") },
 			}, lift(r, w))[0]
 		}, "gradient of broken: not today"},
 		{"an operation without the gradient it declares", func(r *Recorder, w V) V {
@@ -363,7 +363,7 @@ func TestGradientsWithoutAWay(t *testing.T) {
 		{"an operation that gives fewer gradients than it declares", func(r *Recorder, w V) V {
 			return r.Apply(&Op{
 				Name: "forgetful", Out: []Spec{w.Spec}, Diff: []int{0},
-				Grad: func(Exec, []V, []V, V, []bool) []V { return nil },
+				Grad: func(Exec, []V, []V, V, Ask) []V { return nil },
 			}, lift(r, w))[0]
 		}, "forgetful gives no gradient for input 0"},
 	} {

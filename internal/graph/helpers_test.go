@@ -58,7 +58,7 @@ func dot(x Exec, y, w V) V {
 			}
 			float64s(out[0])[0] = sum
 		},
-		Grad: func(x Exec, in, _ []V, dy V, _ []bool) []V {
+		Grad: func(x Exec, in, _ []V, dy V, _ Ask) []V {
 			return x.Apply(&Op{
 				Name: "gradient of dot", Out: []Spec{in[0].Spec},
 				Run: func(_ kernels.Backend, out, in []kernels.Tensor) {
@@ -77,7 +77,7 @@ func lift(x Exec, v V) V {
 	return x.Apply(&Op{
 		Name: "lift", Out: []Spec{v.Spec}, Diff: []int{0},
 		Run: func(b kernels.Backend, out, in []kernels.Tensor) { b.Copy(out[0], in[0]) },
-		Grad: func(x Exec, in, _ []V, dy V, _ []bool) []V {
+		Grad: func(x Exec, in, _ []V, dy V, _ Ask) []V {
 			return x.Apply(&Op{
 				Name: "gradient of lift", Out: []Spec{in[0].Spec}, Adds: true,
 				Run: func(_ kernels.Backend, out, in []kernels.Tensor) {

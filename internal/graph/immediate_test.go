@@ -80,7 +80,7 @@ func TestUseAfterDonePanics(t *testing.T) {
 	const want = "a value f64[1] is used after Done"
 	panics(t, want, func() { bias.Tensor() })
 	// A bias may be left out, so the kernel alone would not notice.
-	panics(t, want, func() { Linear(x, h, w, bias) })
+	panics(t, want, func() { Linear(x, h, w, bias, V{}) })
 }
 
 func TestAttentionAndLossGiveBackWhatOnlyGradientsNeed(t *testing.T) {
@@ -92,7 +92,7 @@ func TestAttentionAndLossGiveBackWhatOnlyGradientsNeed(t *testing.T) {
 	pass := func() {
 		o := Attention(x, q, q, q, spans, kernels.Heads{Query: 2, KV: 2, Dim: 2})
 		ce := CrossEntropy(x, o, q, targets)
-		y := SwitchLinear(x, o, o, bound(x, "w", normal("w", 16), 4, 4), V{}, bank)
+		y := SwitchLinear(x, o, o, bound(x, "w", normal("w", 16), 4, 4), V{}, V{}, bank)
 		x.Done(o, ce, y)
 	}
 	pass()

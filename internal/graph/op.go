@@ -34,8 +34,8 @@ type Op struct {
 	// Diff lists the inputs that Grad gives a gradient of.
 	Diff []int
 	// Grad is the gradients towards the inputs, given dy, that of the first result, the only one that may have any. It may
-	// leave out those that are not needed.
-	Grad func(x Exec, in, out []V, dy V, need []bool) []V
+	// leave out those that are not asked for.
+	Grad func(x Exec, in, out []V, dy V, ask Ask) []V
 	// Adds says that Run adds to its result, the gradient of a trainable tensor, instead of overwriting it.
 	Adds bool
 	// Cheap says that Run takes next to no time: what the backward pass needs of the results is computed again there, from
@@ -43,6 +43,24 @@ type Op struct {
 	Cheap bool
 	// Linear says that Grad looks at no number of the inputs and results.
 	Linear bool
+}
+
+// Ask is what a backward pass wants of Grad.
+type Ask struct {
+	need []bool
+	take func(i int) V
+}
+
+// Needs reports whether the gradient towards input i is needed.
+func (a Ask) Needs(i int) bool { return a.need[i] }
+
+// Take is a gradient towards input i that came from another use of the input, or none. The gradient that Grad gives must then
+// hold it too: this is for kernels that add as they compute, so that no Sum has to.
+func (a Ask) Take(i int) V {
+	if a.take == nil {
+		return V{}
+	}
+	return a.take(i)
 }
 
 // node is an Op as an operation of Gorgonia, at one place of the graph.
@@ -55,7 +73,7 @@ type node struct {
 	out     []V              // as Apply returned them
 	block   int              // the number of the Block that it is in, from 1; 0: none
 	again   []V              // the results, computed again in the backward pass
-	need    []bool           // which gradients Grad is asked for; nil: all
+	ask     Ask              // what Grad is asked for; the zero Ask: all gradients
 	results []kernels.Tensor // where the program's plan put them
 	run     *Program         // whose step this is
 }
@@ -151,17 +169,17 @@ func (n *node) SymDiff(_ G.Nodes, _, grad *G.Node) (gradients G.Nodes, err error
 	if n.Grad == nil {
 		return nil, fmt.Errorf("%s has no gradient", n.Name)
 	}
-	need := n.need
-	if need == nil {
-		need = make([]bool, len(n.in))
+	ask := n.ask
+	if ask.need == nil {
+		ask.need = make([]bool, len(n.in))
 		for _, i := range n.Diff {
-			need[i] = !n.in[i].None()
+			ask.need[i] = !n.in[i].None()
 		}
 	}
 	in, out := n.rec.alive(n)
-	given := n.Grad(n.rec, in, out, V{Spec: n.Out[0], node: grad}, need)
+	given := n.Grad(n.rec, in, out, V{Spec: n.Out[0], node: grad}, ask)
 	for _, i := range n.present {
-		if i < len(given) && need[i] {
+		if i < len(given) && ask.need[i] {
 			gradients = append(gradients, given[i].node)
 		} else {
 			gradients = append(gradients, nil)

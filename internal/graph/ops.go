@@ -23,31 +23,37 @@ func RMSNorm(x Exec, h, w V, eps float64) V {
 	return x.Apply(&Op{
 		Name: "RMSNorm", Out: []Spec{floats(x, h.Shape...)}, Diff: []int{0}, Cheap: true,
 		Run: func(b kernels.Backend, out, in []kernels.Tensor) { b.RMSNorm(out[0], in[0], in[1], eps) },
-		Grad: func(x Exec, in, _ []V, dy V, _ []bool) []V {
+		Grad: func(x Exec, in, _ []V, dy V, ask Ask) []V {
 			return x.Apply(&Op{
 				Name: "RMSNormGrad", Out: []Spec{in[0].Spec},
-				Run: func(b kernels.Backend, out, in []kernels.Tensor) { b.RMSNormGrad(out[0], in[0], in[1], in[2], eps) },
-			}, in[0], in[1], dy)
+				Run: func(b kernels.Backend, out, in []kernels.Tensor) {
+					b.RMSNormGrad(out[0], in[0], in[1], in[2], in[3], eps)
+				},
+			}, in[0], in[1], dy, ask.Take(0))
 		},
 	}, h, w)[0]
 }
 
-// Linear is h·wᵀ + bias, for a frozen w (D_out, D) and a bias or none.
-func Linear(x Exec, h, w, bias V) V {
+// Linear is plus + h·wᵀ + bias, for a frozen w (D_out, D), and a bias and a plus (T, D_out) or none.
+func Linear(x Exec, h, w, bias, plus V) V {
 	return x.Apply(&Op{
-		Name: "Linear", Out: []Spec{floats(x, h.Shape[0], w.Shape[0])}, Diff: []int{0},
-		Run: func(b kernels.Backend, out, in []kernels.Tensor) { b.Linear(out[0], in[0], in[1], in[2]) },
-		Grad: func(x Exec, in, _ []V, dy V, _ []bool) []V {
-			return []V{linearGrad(x, dy, in[1])}
+		Name: "Linear", Out: []Spec{floats(x, h.Shape[0], w.Shape[0])}, Diff: []int{0, 3},
+		Run: func(b kernels.Backend, out, in []kernels.Tensor) { b.Linear(out[0], in[0], in[1], in[2], in[3]) },
+		Grad: func(x Exec, in, _ []V, dy V, ask Ask) []V {
+			given := []V{3: dy}
+			if ask.Needs(0) {
+				given[0] = linearGrad(x, dy, in[1], ask.Take(0))
+			}
+			return given
 		},
-	}, h, w, bias)[0]
+	}, h, w, bias, plus)[0]
 }
 
-func linearGrad(x Exec, dy, w V) V {
+func linearGrad(x Exec, dy, w, plus V) V {
 	return x.Apply(&Op{
 		Name: "LinearGrad", Out: []Spec{floats(x, dy.Shape[0], w.Shape[1])},
-		Run: func(b kernels.Backend, out, in []kernels.Tensor) { b.LinearGrad(out[0], in[0], in[1]) },
-	}, dy, w)[0]
+		Run: func(b kernels.Backend, out, in []kernels.Tensor) { b.LinearGrad(out[0], in[0], in[1], in[2]) },
+	}, dy, w, plus)[0]
 }
 
 // Rotary turns the heads of h by their positions, see [kernels.Network].
@@ -57,7 +63,7 @@ func rotary(x Exec, h, table, pos V, backwards bool) V {
 	op := &Op{
 		Name: "Rotary", Out: []Spec{floats(x, h.Shape...)}, Diff: []int{0},
 		Run: func(b kernels.Backend, out, in []kernels.Tensor) { b.Rotary(out[0], in[0], in[1], in[2], backwards) },
-		Grad: func(x Exec, in, _ []V, dy V, _ []bool) []V {
+		Grad: func(x Exec, in, _ []V, dy V, _ Ask) []V {
 			return []V{rotary(x, dy, in[1], in[2], !backwards)}
 		},
 	}
@@ -73,7 +79,7 @@ func Attention(x Exec, q, k, v, spans V, heads kernels.Heads) V {
 		Run: func(b kernels.Backend, out, in []kernels.Tensor) {
 			b.Attention(out[0], out[1], in[0], in[1], in[2], in[3], heads)
 		},
-		Grad: func(x Exec, in, out []V, dy V, _ []bool) []V {
+		Grad: func(x Exec, in, out []V, dy V, _ Ask) []V {
 			return x.Apply(&Op{
 				Name: "AttentionGrad", Out: []Spec{in[0].Spec, in[1].Spec, in[2].Spec},
 				Run: func(b kernels.Backend, out, in []kernels.Tensor) {
@@ -92,7 +98,7 @@ func SwiGLU(x Exec, g, u V) V {
 	return x.Apply(&Op{
 		Name: "SwiGLU", Out: []Spec{g.Spec}, Diff: []int{0, 1},
 		Run: func(b kernels.Backend, out, in []kernels.Tensor) { b.SwiGLU(out[0], in[0], in[1]) },
-		Grad: func(x Exec, in, _ []V, dy V, _ []bool) []V {
+		Grad: func(x Exec, in, _ []V, dy V, _ Ask) []V {
 			return x.Apply(&Op{
 				Name: "SwiGLUGrad", Out: []Spec{in[0].Spec, in[1].Spec},
 				Run: func(b kernels.Backend, out, in []kernels.Tensor) {
@@ -112,7 +118,7 @@ func Sum(x Exec, vs ...V) V {
 	return x.Apply(&Op{
 		Name: fmt.Sprintf("Sum of %d", len(vs)), Out: []Spec{vs[0].Spec}, Diff: diff, Linear: true,
 		Run: func(b kernels.Backend, out, in []kernels.Tensor) { b.Sum(out[0], in...) },
-		Grad: func(_ Exec, in, _ []V, dy V, _ []bool) []V {
+		Grad: func(_ Exec, in, _ []V, dy V, _ Ask) []V {
 			same := make([]V, len(in))
 			for i := range same {
 				same[i] = dy
@@ -127,7 +133,7 @@ func Scale(x Exec, h, factor V) V {
 	return x.Apply(&Op{
 		Name: "Scale", Out: []Spec{h.Spec}, Diff: []int{0},
 		Run: func(b kernels.Backend, out, in []kernels.Tensor) { b.Scale(out[0], in[0], in[1]) },
-		Grad: func(x Exec, in, _ []V, dy V, _ []bool) []V {
+		Grad: func(x Exec, in, _ []V, dy V, _ Ask) []V {
 			return []V{Scale(x, dy, in[1])}
 		},
 	}, h, factor)[0]
@@ -139,7 +145,7 @@ func Dropout(x Exec, h, key V, site int, rate float64) V {
 	return x.Apply(&Op{
 		Name: "Dropout", Out: []Spec{h.Spec}, Diff: []int{0}, Cheap: true,
 		Run: func(b kernels.Backend, out, in []kernels.Tensor) { b.Dropout(out[0], in[0], in[1], site, rate) },
-		Grad: func(x Exec, in, _ []V, dy V, _ []bool) []V {
+		Grad: func(x Exec, in, _ []V, dy V, _ Ask) []V {
 			return []V{Dropout(x, dy, in[1], site, rate)}
 		},
 	}, h, key)[0]
@@ -152,7 +158,7 @@ func CrossEntropy(x Exec, h, w, targets V) V {
 		Run: func(b kernels.Backend, out, in []kernels.Tensor) {
 			b.CrossEntropy(out[0], out[1], in[0], in[1], in[2])
 		},
-		Grad: func(x Exec, _, out []V, dy V, _ []bool) []V {
+		Grad: func(x Exec, _, out []V, dy V, _ Ask) []V {
 			return []V{Scale(x, out[1], dy)}
 		},
 	}

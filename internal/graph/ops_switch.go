@@ -14,36 +14,36 @@ func (s Bank) kernel(a, b, gates kernels.Tensor) kernels.Switch {
 	return kernels.Switch{A: a, B: b, Gates: gates, Rank: s.Rank, Scale: s.Scale}
 }
 
-// SwitchLinear is h·wᵀ + bias + s·((z·A) ⊙ Ĝ)·B, see [kernels.Network]; z is h or h after dropout.
-func SwitchLinear(x Exec, h, z, w, bias V, bank Bank) V {
+// SwitchLinear is plus + h·wᵀ + bias + s·((z·A) ⊙ Ĝ)·B, see [kernels.Network]; z is h or h after dropout.
+func SwitchLinear(x Exec, h, z, w, bias, plus V, bank Bank) V {
 	rows, columns := h.Shape[0], bank.A.Shape[1]
 	same := sameValue(z, h)
 	op := &Op{
-		Name: "SwitchLinear", Diff: []int{0, 1, 4, 5, 6},
+		Name: "SwitchLinear", Diff: []int{0, 1, 4, 5, 6, 7},
 		Out: []Spec{floats(x, rows, w.Shape[0]), floats(x, rows, columns)},
 		Run: func(b kernels.Backend, out, in []kernels.Tensor) {
-			b.SwitchLinear(out[0], out[1], in[0], in[1], in[2], in[3], bank.kernel(in[4], in[5], in[6]))
+			b.SwitchLinear(out[0], out[1], in[0], in[1], in[2], in[3], in[7], bank.kernel(in[4], in[5], in[6]))
 		},
-		Grad: func(x Exec, in, out []V, dy V, need []bool) []V {
-			return switchGrad(x, in, out[1], dy, need, bank, same)
+		Grad: func(x Exec, in, out []V, dy V, ask Ask) []V {
+			return switchGrad(x, in, out[1], dy, ask, bank, same)
 		},
 	}
 	if same {
 		// One gradient then holds both parts, and z's is none of its own.
-		op.Diff = []int{0, 4, 5, 6}
+		op.Diff = []int{0, 4, 5, 6, 7}
 	}
-	res := x.Apply(op, h, z, w, bias, bank.A, bank.B, bank.Gates)
+	res := x.Apply(op, h, z, w, bias, bank.A, bank.B, bank.Gates, plus)
 	x.Done(res[1])
 	return res[0]
 }
 
 func sameValue(a, b V) bool { return a.node == b.node && a.buf == b.buf }
 
-// switchGrad is the gradients of SwitchLinear towards its inputs h, z, w, bias, A, B, Gates.
-func switchGrad(x Exec, in []V, u, dy V, need []bool, bank Bank, same bool) []V {
+// switchGrad is the gradients of SwitchLinear towards its inputs h, z, w, bias, A, B, Gates, plus.
+func switchGrad(x Exec, in []V, u, dy V, ask Ask, bank Bank, same bool) []V {
 	h, z, w, a, b, gates := in[0], in[1], in[2], in[4], in[5], in[6]
-	given := make([]V, len(in))
-	if need[5] {
+	given := []V{7: dy}
+	if ask.Needs(5) {
 		given[5] = x.Apply(&Op{
 			Name: "SwitchGradB", Out: []Spec{params(x, b.Shape...)}, Adds: true,
 			Run: func(k kernels.Backend, out, in []kernels.Tensor) {
@@ -53,25 +53,25 @@ func switchGrad(x Exec, in []V, u, dy V, need []bool, bank Bank, same bool) []V 
 	}
 	du, dg := switchGradHidden(x, u, dy, a, b, gates, bank)
 	given[6] = dg
-	if need[4] {
+	if ask.Needs(4) {
 		given[4] = x.Apply(&Op{
 			Name: "SwitchGradA", Out: []Spec{params(x, a.Shape...)}, Adds: true,
 			Run: func(k kernels.Backend, out, in []kernels.Tensor) { k.SwitchGradA(out[0], in[0], in[1]) },
 		}, z, du)[0]
 	}
 	switch {
-	case need[0] && same:
+	case ask.Needs(0) && same:
 		given[0] = x.Apply(&Op{
 			Name: "SwitchGradInput", Out: []Spec{h.Spec},
 			Run: func(k kernels.Backend, out, in []kernels.Tensor) {
-				k.SwitchGradInput(out[0], in[0], in[1], in[2], in[3])
+				k.SwitchGradInput(out[0], in[0], in[1], in[2], in[3], in[4])
 			},
-		}, dy, w, du, a)[0]
-	case need[0]:
-		given[0] = linearGrad(x, dy, w)
+		}, dy, w, du, a, ask.Take(0))[0]
+	case ask.Needs(0):
+		given[0] = linearGrad(x, dy, w, ask.Take(0))
 	}
-	if need[1] && !same {
-		given[1] = Linear(x, du, a, V{}) // du·Aᵀ
+	if ask.Needs(1) && !same {
+		given[1] = Linear(x, du, a, V{}, ask.Take(1)) // du·Aᵀ
 	}
 	return given
 }
@@ -116,15 +116,15 @@ func Route(x Exec, h, router V) V {
 	return x.Apply(&Op{
 		Name: "Route", Out: []Spec{params(x, h.Shape[0], router.Shape[0])}, Diff: []int{0, 1},
 		Run: func(b kernels.Backend, out, in []kernels.Tensor) { b.Route(out[0], in[0], in[1]) },
-		Grad: func(x Exec, in, _ []V, dy V, need []bool) []V {
+		Grad: func(x Exec, in, _ []V, dy V, ask Ask) []V {
 			given := make([]V, 2)
-			if need[0] {
+			if ask.Needs(0) {
 				given[0] = x.Apply(&Op{
 					Name: "RouteGradInput", Out: []Spec{in[0].Spec},
 					Run: func(b kernels.Backend, out, in []kernels.Tensor) { b.RouteGradInput(out[0], in[0], in[1]) },
 				}, dy, in[1])[0]
 			}
-			if need[1] {
+			if ask.Needs(1) {
 				given[1] = x.Apply(&Op{
 					Name: "RouteGradWeight", Out: []Spec{in[1].Spec}, Adds: true,
 					Run: func(b kernels.Backend, out, in []kernels.Tensor) { b.RouteGradWeight(out[0], in[0], in[1]) },
@@ -140,7 +140,7 @@ func Gate(x Exec, logits V) V {
 	return x.Apply(&Op{
 		Name: "Gate", Out: []Spec{logits.Spec}, Diff: []int{0},
 		Run: func(b kernels.Backend, out, in []kernels.Tensor) { b.Gate(out[0], in[0]) },
-		Grad: func(x Exec, _, out []V, dy V, _ []bool) []V {
+		Grad: func(x Exec, _, out []V, dy V, _ Ask) []V {
 			return x.Apply(&Op{
 				Name: "GateGrad", Out: []Spec{out[0].Spec},
 				Run: func(b kernels.Backend, out, in []kernels.Tensor) { b.GateGrad(out[0], in[0], in[1]) },
@@ -163,7 +163,7 @@ func Balance(x Exec, logits, gates, seq V) (loss, loads V) {
 	res := x.Apply(&Op{
 		Name: "Balance", Out: []Spec{params(x, 1), params(x, logits.Shape[1])}, Diff: []int{0},
 		Run: func(b kernels.Backend, out, in []kernels.Tensor) { b.Balance(out[0], out[1], in[0], in[1], in[2]) },
-		Grad: func(x Exec, in, out []V, dy V, _ []bool) []V {
+		Grad: func(x Exec, in, out []V, dy V, _ Ask) []V {
 			return x.Apply(&Op{
 				Name: "BalanceGrad", Out: []Spec{in[0].Spec},
 				Run: func(b kernels.Backend, out, in []kernels.Tensor) {

@@ -66,7 +66,7 @@ func TestMemoryIsTheBackendsAlone(t *testing.T) {
 	add := &Op{
 		Name: "lift", Out: []Spec{w.Spec}, Diff: []int{0},
 		Run: func(_ kernels.Backend, out, in []kernels.Tensor) { copy(d.slice(out[0]), d.slice(in[0])) },
-		Grad: func(x Exec, in, _ []V, dy V, _ []bool) []V {
+		Grad: func(x Exec, in, _ []V, dy V, _ Ask) []V {
 			return x.Apply(&Op{
 				Name: "gradient of lift", Out: []Spec{in[0].Spec}, Adds: true,
 				Run: func(_ kernels.Backend, out, in []kernels.Tensor) {

@@ -93,7 +93,7 @@ func BenchmarkDecode(b *testing.B) {
 			x, y := m.tensor(1, smol.width), m.tensor(1, smol.vocabulary)
 			b.SetBytes(int64(w.Bytes()))
 			for b.Loop() {
-				m.e.Linear(y, x, w, kernels.Tensor{})
+				m.e.Linear(y, x, w, kernels.Tensor{}, kernels.Tensor{})
 			}
 		})
 	}
@@ -136,13 +136,13 @@ func (m bench) linear(tokens, width, out int, gates kernels.Tensor) linearBench 
 	}
 }
 
-func (m bench) forward(l linearBench, y, x kernels.Tensor) {
-	m.e.SwitchLinear(y, l.u, x, x, l.w, kernels.Tensor{}, l.sw)
+func (m bench) forward(l linearBench, y, x, plus kernels.Tensor) {
+	m.e.SwitchLinear(y, l.u, x, x, l.w, kernels.Tensor{}, plus, l.sw)
 }
 
-func (m bench) backward(l linearBench, dx, x, dy kernels.Tensor) {
+func (m bench) backward(l linearBench, dx, x, dy, plus kernels.Tensor) {
 	m.e.SwitchGradHidden(l.du, l.dg, dy, l.u, l.sw)
-	m.e.SwitchGradInput(dx, dy, l.w, l.du, l.sw.A)
+	m.e.SwitchGradInput(dx, dy, l.w, l.du, l.sw.A, plus)
 	m.e.SwitchGradA(l.da, x, l.du)
 	m.e.SwitchGradB(l.db, l.u, dy, l.sw)
 }
@@ -161,39 +161,36 @@ func (m bench) layer(tokens, length int) func() {
 	turnedQ, turnedK, lse := m.tensor(tokens, wide), m.tensor(tokens, narrow), m.tensor(tokens, smol.heads.Query)
 	g, u, s := m.tensor(tokens, mlp), m.tensor(tokens, mlp), m.tensor(tokens, mlp)
 	dg, du := m.tensor(tokens, mlp), m.tensor(tokens, mlp)
-	dx, dh := m.tensor(tokens, wide), m.tensor(tokens, wide)
+	mid, dx, dh, dn := m.tensor(tokens, wide), m.tensor(tokens, wide), m.tensor(tokens, wide), m.tensor(tokens, wide)
+	none := kernels.Tensor{}
 	return func() {
 		m.e.RMSNorm(h, x, norm, 1e-5)
-		m.forward(query, q, h)
-		m.forward(key, k, h)
-		m.forward(value, v, h)
+		m.forward(query, q, h, none)
+		m.forward(key, k, h, none)
+		m.forward(value, v, h, none)
 		m.e.Rotary(turnedQ, q, table, pos, false)
 		m.e.Rotary(turnedK, k, table, pos, false)
 		m.e.Attention(o, lse, turnedQ, turnedK, v, spans, smol.heads)
-		m.forward(output, h, o)
-		m.e.Sum(x, x, h)
-		m.e.RMSNorm(h, x, norm, 1e-5)
-		m.forward(gate, g, h)
-		m.forward(up, u, h)
+		m.forward(output, mid, o, x)
+		m.e.RMSNorm(h, mid, norm, 1e-5)
+		m.forward(gate, g, h, none)
+		m.forward(up, u, h, none)
 		m.e.SwiGLU(s, g, u)
-		m.forward(down, h, s)
-		m.e.Sum(x, x, h)
+		m.forward(down, x, s, mid)
 
-		m.backward(down, s, s, dx)
+		m.backward(down, s, s, dx, none)
 		m.e.SwiGLUGrad(dg, du, g, u, s)
-		m.backward(gate, dh, h, dg)
-		m.backward(up, h, h, du)
-		m.e.Sum(dh, dh, h)
-		m.e.RMSNormGrad(dx, x, norm, dh, 1e-5)
-		m.backward(output, dh, o, dx)
-		m.e.AttentionGrad(q, dk, dv, dh, o, lse, turnedQ, turnedK, v, spans, smol.heads)
+		m.backward(up, dh, h, du, none)
+		m.backward(gate, dn, h, dg, dh)
+		m.e.RMSNormGrad(dh, mid, norm, dn, dx, 1e-5)
+		m.backward(output, dn, o, dh, none)
+		m.e.AttentionGrad(q, dk, dv, dn, o, lse, turnedQ, turnedK, v, spans, smol.heads)
 		m.e.Rotary(turnedQ, q, table, pos, true)
 		m.e.Rotary(turnedK, dk, table, pos, true)
-		m.backward(query, dh, h, turnedQ)
-		m.backward(key, dx, h, turnedK)
-		m.backward(value, h, h, dv)
-		m.e.Sum(dh, dh, dx, h)
-		m.e.RMSNormGrad(dx, x, norm, dh, 1e-5)
+		m.backward(value, dx, h, dv, none)
+		m.backward(key, dn, h, turnedK, dx)
+		m.backward(query, o, h, turnedQ, dn)
+		m.e.RMSNormGrad(dx, x, norm, o, dh, 1e-5)
 	}
 }
 
@@ -211,7 +208,7 @@ func BenchmarkElementwise(b *testing.B) {
 		run  func()
 	}{
 		{"RMSNorm", func() { m.e.RMSNorm(y, x, w, 1e-5) }},
-		{"RMSNormGrad", func() { m.e.RMSNormGrad(y, x, w, x, 1e-5) }},
+		{"RMSNormGrad", func() { m.e.RMSNormGrad(y, x, w, x, kernels.Tensor{}, 1e-5) }},
 		{"Rotary", func() { m.e.Rotary(y, x, table, pos, false) }},
 		{"Dropout", func() { m.e.Dropout(y, x, key, 3, 0.05) }},
 		{"SwiGLU", func() { m.e.SwiGLU(s, g, u) }},

@@ -83,10 +83,10 @@ func TestPanics(t *testing.T) {
 		want string
 		call func()
 	}{
-		{"Linear: y is f32[2 4], expected f32[2 5]", func() { e.Linear(f32(2, 4), f32(2, 3), f32(5, 3), kernels.Tensor{}) }},
-		{"Linear: w is f32[5 4], expected f32[5 3]", func() { e.Linear(f32(2, 5), f32(2, 3), f32(5, 4), kernels.Tensor{}) }},
-		{"Linear: w is i32[5], expected two dimensions", func() { e.Linear(f32(2, 5), f32(2, 3), i32(1, 2, 3, 4, 5), kernels.Tensor{}) }},
-		{"Linear: bias is f32[4], expected [5]", func() { e.Linear(f32(2, 5), f32(2, 3), f32(5, 3), f32(4)) }},
+		{"Linear: y is f32[2 4], expected f32[2 5]", func() { e.Linear(f32(2, 4), f32(2, 3), f32(5, 3), kernels.Tensor{}, kernels.Tensor{}) }},
+		{"Linear: w is f32[5 4], expected f32[5 3]", func() { e.Linear(f32(2, 5), f32(2, 3), f32(5, 4), kernels.Tensor{}, kernels.Tensor{}) }},
+		{"Linear: w is i32[5], expected two dimensions", func() { e.Linear(f32(2, 5), f32(2, 3), i32(1, 2, 3, 4, 5), kernels.Tensor{}, kernels.Tensor{}) }},
+		{"Linear: bias is f32[4], expected [5]", func() { e.Linear(f32(2, 5), f32(2, 3), f32(5, 3), f32(4), kernels.Tensor{}) }},
 		{"Embed: ids[1] is 7, expected 0 to 6", func() { e.Embed(f32(2, 3), f32(7, 3), i32(0, 7)) }},
 		{"Embed: ids is none, expected i32[2]", func() { e.Embed(f32(2, 3), f32(7, 3), kernels.Tensor{}) }},
 		{"Rotary: x is f32[2 9], table f32[4 6]", func() { e.Rotary(f32(2, 9), f32(2, 9), f32(4, 6), i32(0, 1), false) }},

@@ -5,12 +5,22 @@ import "loratrain/kernels"
 // fewRows is the rows of activations up to which a product with a weight is bound by reading the weight.
 const fewRows = 8
 
-// Linear is y = x·wᵀ + bias. y (T, D_out), x (T, D), w (D_out, D), bias (D_out) or none.
-func (e *engine[E]) Linear(y, x, w, bias kernels.Tensor) {
+// Linear is y = plus + x·wᵀ + bias. y (T, D_out), x (T, D), w (D_out, D), bias (D_out) or none, plus as y or none.
+func (e *engine[E]) Linear(y, x, w, bias, plus kernels.Tensor) {
 	const op = "Linear"
 	rows, width := matrixShape(op, "x", x)
 	out, _ := matrixShape(op, "w", w)
-	e.linear(op, in[E](op, "y", y, rows, out), in[E](op, "x", x, rows, width), weightIn[E](op, "w", w, out, width), rows, bias)
+	ys, addend := in[E](op, "y", y, rows, out), maybe[E](op, "plus", plus, rows, out)
+	e.linear(op, ys, in[E](op, "x", x, rows, width), weightIn[E](op, "w", w, out, width), rows, bias)
+	e.add(ys, addend)
+}
+
+// add is y += plus, which may be nil.
+func (e *engine[E]) add(y, plus []E) {
+	if plus == nil {
+		return
+	}
+	e.split(len(y), 64, len(y), func(w *worker[E], from, to int) { w.vec.add(y[from:to], y[from:to], plus[from:to]) })
 }
 
 // linear is y = x·wᵀ + bias for rows rows.
@@ -72,11 +82,12 @@ func (e *engine[E]) times(y, x matrix[E], w weight[E], beta E) {
 	})
 }
 
-// LinearGrad is dx = dy·w. dx (T, D), dy (T, D_out), w (D_out, D).
-func (e *engine[E]) LinearGrad(dx, dy, w kernels.Tensor) {
+// LinearGrad is dx = plus + dy·w. dx (T, D), dy (T, D_out), w (D_out, D), plus as dx or none.
+func (e *engine[E]) LinearGrad(dx, dy, w, plus kernels.Tensor) {
 	const op = "LinearGrad"
 	rows, out := matrixShape(op, "dy", dy)
 	_, width := matrixShape(op, "w", w)
-	e.times(dense(in[E](op, "dx", dx, rows, width), rows, width), dense(in[E](op, "dy", dy, rows, out), rows, out),
-		weightIn[E](op, "w", w, out, width), 0)
+	dst, addend := in[E](op, "dx", dx, rows, width), maybe[E](op, "plus", plus, rows, width)
+	e.times(dense(dst, rows, width), dense(in[E](op, "dy", dy, rows, out), rows, out), weightIn[E](op, "w", w, out, width), 0)
+	e.add(dst, addend)
 }

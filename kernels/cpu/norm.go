@@ -36,11 +36,11 @@ func (w *worker[E]) rms(x []E, eps float64) float64 {
 	return math.Sqrt(total(x, w.vec.squares)/float64(len(x)) + eps)
 }
 
-// RMSNormGrad is dx = r·(w ⊙ dy) - x·r³·mean(w ⊙ dy ⊙ x), r = 1/√(mean(x²) + eps).
-func (e *engine[E]) RMSNormGrad(dx, x, w, dy kernels.Tensor, eps float64) {
+// RMSNormGrad is dx = plus + r·(w ⊙ dy) - x·r³·mean(w ⊙ dy ⊙ x), r = 1/√(mean(x²) + eps). plus as dx or none.
+func (e *engine[E]) RMSNormGrad(dx, x, w, dy, plus kernels.Tensor, eps float64) {
 	const op = "RMSNormGrad"
 	dst, src := in[E](op, "dx", dx, x.Shape...), flat[E](op, "x", x)
-	above := in[E](op, "dy", dy, x.Shape...)
+	above, addend := in[E](op, "dy", dy, x.Shape...), maybe[E](op, "plus", plus, x.Shape...)
 	defer e.main().release(e.main().mark())
 	weight, pieces := e.normWeight(op, x, w)
 	d := len(weight)
@@ -54,6 +54,9 @@ func (e *engine[E]) RMSNormGrad(dx, x, w, dy kernels.Tensor, eps float64) {
 			mean := float64(wk.vec.dot(wdy, x)) / float64(d)
 			wk.vec.scale(dst[i:i+d], wdy, E(r))
 			wk.vec.addScaled(dst[i:i+d], E(-r*r*r*mean), x)
+			if addend != nil {
+				wk.vec.add(dst[i:i+d], dst[i:i+d], addend[i:i+d])
+			}
 		}
 	})
 }

@@ -49,15 +49,17 @@ func (w *worker[E]) applyGates(dst, u []E, t int, sw bank[E], scale E) {
 	w.vec.scale(dst[shared:], u[shared:], scale)
 }
 
-// SwitchLinear is u = z·A and y = x·wᵀ + bias + s·(u ⊙ Ĝ)·B, where Ĝ = [G ⊗ 1_R | 1] (T, C).
-// y (T, D_out), u (T, C), x (T, D), z (T, D): x or x after dropout, w (D_out, D), bias (D_out) or none.
-func (e *engine[E]) SwitchLinear(y, u, x, z, w, bias kernels.Tensor, sw kernels.Switch) {
+// SwitchLinear is u = z·A and y = plus + x·wᵀ + bias + s·(u ⊙ Ĝ)·B, where Ĝ = [G ⊗ 1_R | 1] (T, C).
+// y (T, D_out), u (T, C), x (T, D), z (T, D): x or x after dropout, w (D_out, D), bias (D_out) or none, plus as y
+// or none.
+func (e *engine[E]) SwitchLinear(y, u, x, z, w, bias, plus kernels.Tensor, sw kernels.Switch) {
 	const op = "SwitchLinear"
 	rows, width := matrixShape(op, "x", x)
 	out, _ := matrixShape(op, "w", w)
 	s := bankIn[E](op, sw, rows, width, out)
 	us, zs := in[E](op, "u", u, rows, s.columns), in[E](op, "z", z, rows, width)
 	ys, xs := in[E](op, "y", y, rows, out), in[E](op, "x", x, rows, width)
+	addend := maybe[E](op, "plus", plus, rows, out)
 	e.linear(op, ys, xs, weightIn[E](op, "w", w, out, width), rows, bias)
 
 	e.multiply(dense(us, rows, s.columns), dense(zs, rows, width), s.a, 1, 0)
@@ -65,6 +67,7 @@ func (e *engine[E]) SwitchLinear(y, u, x, z, w, bias kernels.Tensor, sw kernels.
 	gated := e.main().take(rows * s.columns)
 	e.gated(gated, us, s, rows)
 	e.multiply(dense(ys, rows, out), dense(gated, rows, s.columns), s.b, 1, 1)
+	e.add(ys, addend)
 }
 
 // SwitchGradHidden is, with v = s·dy·Bᵀ (T, C): du = v ⊙ Ĝ, and dg[t, e] = Σ v[t, c]·u[t, c] over the columns
@@ -91,17 +94,19 @@ func (e *engine[E]) SwitchGradHidden(du, dg, dy, u kernels.Tensor, sw kernels.Sw
 	})
 }
 
-// SwitchGradInput is dx = dy·w + du·Aᵀ. dx (T, D), dy (T, D_out), w (D_out, D), du (T, C), a (D, C) of type Param or
-// Float.
-func (e *engine[E]) SwitchGradInput(dx, dy, w, du, a kernels.Tensor) {
+// SwitchGradInput is dx = plus + dy·w + du·Aᵀ. dx (T, D), dy (T, D_out), w (D_out, D), du (T, C), a (D, C) of type
+// Param or Float, plus as dx or none.
+func (e *engine[E]) SwitchGradInput(dx, dy, w, du, a, plus kernels.Tensor) {
 	const op = "SwitchGradInput"
 	rows, out := matrixShape(op, "dy", dy)
 	width, columns := matrixShape(op, "a", a)
-	dst := dense(in[E](op, "dx", dx, rows, width), rows, width)
+	dxs, addend := in[E](op, "dx", dx, rows, width), maybe[E](op, "plus", plus, rows, width)
+	dst := dense(dxs, rows, width)
 	dus := dense(in[E](op, "du", du, rows, columns), rows, columns)
 	as := dense(in[E](op, "a", a, width, columns), width, columns)
 	e.times(dst, dense(in[E](op, "dy", dy, rows, out), rows, out), weightIn[E](op, "w", w, out, width), 0)
 	e.multiply(dst, dus, as.t(), 1, 1)
+	e.add(dxs, addend)
 }
 
 // SwitchGradA adds zᵀ·du to da. da (D, C), z (T, D), du (T, C).

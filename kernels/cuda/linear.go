@@ -2,14 +2,14 @@ package cuda
 
 import "loratrain/kernels"
 
-// Linear is y = x·wᵀ + bias. y (T, D_out), x (T, D), w (D_out, D), bias (D_out) or none.
-func (b *Backend) Linear(y, x, w, bias kernels.Tensor) {
+// Linear is y = plus + x·wᵀ + bias. y (T, D_out), x (T, D), w (D_out, D), bias (D_out) or none, plus as y or none.
+func (b *Backend) Linear(y, x, w, bias, plus kernels.Tensor) {
 	const op = "Linear"
-	b.checkLinear(op, y, x, w, bias)
-	b.timesTransposed(y, x, w, b.start(y, bias), 0)
+	b.checkLinear(op, y, x, w, bias, plus)
+	b.timesTransposed(y, x, w, b.start(y, bias, plus), 0)
 }
 
-func (b *Backend) checkLinear(op string, y, x, w, bias kernels.Tensor) {
+func (b *Backend) checkLinear(op string, y, x, w, bias, plus kernels.Tensor) {
 	rows, width := matrixShape(op, "x", x)
 	out, _ := matrixShape(op, "w", w)
 	need(op, "y", y, b.float, rows, out)
@@ -18,31 +18,38 @@ func (b *Backend) checkLinear(op string, y, x, w, bias kernels.Tensor) {
 	if !bias.None() {
 		needWeight(op, "bias", bias, out)
 	}
+	maybe(op, "plus", plus, b.float, rows, out)
 }
 
-// start fills y with the bias, if there is one, and returns the factor of y in the product that comes next.
-func (b *Backend) start(y, bias kernels.Tensor) (beta float32) {
-	if bias.None() {
+// start fills y with plus + bias, or the one that there is, and returns the factor of y in the product that comes next.
+func (b *Backend) start(y, bias, plus kernels.Tensor) (beta float32) {
+	switch {
+	case !bias.None():
+		width := bias.Len()
+		b.dev.Launch("bias"+suffix(y.Type, bias.Type), threads1(y.Shape[0]*ceil(width, 8), 1),
+			at(y), at(bias), at(plus), int32(width), int64(y.Len()))
+	case !plus.None():
+		b.Copy(y, plus)
+	default:
 		return 0
 	}
-	width := bias.Len()
-	b.dev.Launch("bias"+suffix(y.Type, bias.Type), threads1(y.Shape[0]*ceil(width, 8), 1), at(y), at(bias), int32(width), int64(y.Len()))
 	return 1
 }
 
-// LinearGrad is dx = dy·w. dx (T, D), dy (T, D_out), w (D_out, D).
-func (b *Backend) LinearGrad(dx, dy, w kernels.Tensor) {
+// LinearGrad is dx = plus + dy·w. dx (T, D), dy (T, D_out), w (D_out, D), plus as dx or none.
+func (b *Backend) LinearGrad(dx, dy, w, plus kernels.Tensor) {
 	const op = "LinearGrad"
-	b.checkLinearGrad(op, dx, dy, w)
-	b.times(dx, dy, w, 0, 0)
+	b.checkLinearGrad(op, dx, dy, w, plus)
+	b.times(dx, dy, w, b.start(dx, kernels.Tensor{}, plus), 0)
 }
 
-func (b *Backend) checkLinearGrad(op string, dx, dy, w kernels.Tensor) {
+func (b *Backend) checkLinearGrad(op string, dx, dy, w, plus kernels.Tensor) {
 	rows, out := matrixShape(op, "dy", dy)
 	_, width := matrixShape(op, "w", w)
 	need(op, "dx", dx, b.float, rows, width)
 	need(op, "dy", dy, b.float, rows, out)
 	needWeight(op, "w", w, out, width)
+	maybe(op, "plus", plus, b.float, rows, width)
 }
 
 // timesTransposed is y = x·wᵀ + beta·y. The workspace is in use up to byte used.

@@ -1,7 +1,7 @@
 // RMSNorm normalises pieces of len(w) elements: y = x / √(mean(x²) + eps) · w. y, x of the same shape, w (D) or,
 // for the heads' norms, (d).
 //
-// RMSNormGrad is dx = r·(w ⊙ dy) - x·r³·mean(w ⊙ dy ⊙ x), r = 1/√(mean(x²) + eps).
+// RMSNormGrad is dx = plus + r·(w ⊙ dy) - x·r³·mean(w ⊙ dy ⊙ x), r = 1/√(mean(x²) + eps). plus as dx or none.
 //
 // A piece belongs to a group of threads: a block, or a power of two of lanes of one warp if it is short. A thread holds up to
 // four chunks of 8 elements in registers between the sum and what follows, and reads those beyond a second time.
@@ -92,9 +92,18 @@ template <bool fast, class T, class W> __device__ inline void weighted(float v[8
     for (int j = 0; j < 8; j++) v[j] *= u[j];
 }
 
+// v += plus, if there is any.
+template <bool fast, class T> __device__ inline void add_plus(float v[8], const T *plus, long long at, int m) {
+    if (!plus) return;
+    float u[8];
+    get8<fast>(plus + at, m, u);
+#pragma unroll
+    for (int j = 0; j < 8; j++) v[j] += u[j];
+}
+
 template <bool block, bool fast, class T, class W>
-__device__ void rmsnorm_grad_pieces(T *dx, const T *x, const W *__restrict__ w, const T *dy, long long pieces, int d, float eps,
-                                    int size) {
+__device__ void rmsnorm_grad_pieces(T *dx, const T *x, const W *__restrict__ w, const T *dy, const T *plus, long long pieces, int d,
+                                    float eps, int size) {
     Group g = group_of<block>(pieces, d, size);
     dx += g.first, x += g.first, dy += g.first;
     float v[held][8], u[held][8], squares = 0, products = 0;
@@ -122,6 +131,7 @@ __device__ void rmsnorm_grad_pieces(T *dx, const T *x, const W *__restrict__ w, 
         int m = chunk(g, k, d, from);
 #pragma unroll
         for (int j = 0; j < 8; j++) v[k][j] = r * u[k][j] - v[k][j] * back;
+        add_plus<fast>(v[k], plus, g.first + from, m);
         put8<fast>(dx + from, m, v[k]);
     }
 #pragma unroll 1
@@ -131,6 +141,7 @@ __device__ void rmsnorm_grad_pieces(T *dx, const T *x, const W *__restrict__ w, 
         get8<fast>(x + from, m, a);
         weighted<fast>(b, dy + from, w + from, m);
         for (int j = 0; j < 8; j++) a[j] = r * b[j] - a[j] * back;
+        add_plus<fast>(a, plus, g.first + from, m);
         put8<fast>(dx + from, m, a);
     }
 }
@@ -147,14 +158,15 @@ __device__ void rmsnorm(T *y, const T *x, const W *__restrict__ w, long long pie
 }
 
 template <bool block, class T, class W>
-__device__ void rmsnorm_grad(T *dx, const T *x, const W *__restrict__ w, const T *dy, long long pieces, int d, float eps, int size) {
+__device__ void rmsnorm_grad(T *dx, const T *x, const W *__restrict__ w, const T *dy, const T *plus, long long pieces, int d, float eps,
+                             int size) {
     if constexpr (sizeof(W) < 8) {
-        if (d % 8 == 0 && aligned16(dx) && aligned16(x) && aligned16(w) && aligned16(dy)) {
-            rmsnorm_grad_pieces<block, true>(dx, x, w, dy, pieces, d, eps, size);
+        if (d % 8 == 0 && aligned16(dx) && aligned16(x) && aligned16(w) && aligned16(dy) && aligned16(plus)) {
+            rmsnorm_grad_pieces<block, true>(dx, x, w, dy, plus, pieces, d, eps, size);
             return;
         }
     }
-    rmsnorm_grad_pieces<block, false>(dx, x, w, dy, pieces, d, eps, size);
+    rmsnorm_grad_pieces<block, false>(dx, x, w, dy, plus, pieces, d, eps, size);
 }
 
 // rows: a block for each piece. heads: size lanes for each.
@@ -165,8 +177,8 @@ __device__ void rmsnorm_grad(T *dx, const T *x, const W *__restrict__ w, const T
     }                                                                                                                \
     KERNEL(rmsnorm_##name##_##T##_##W)                                                                               \
     extern "C" __global__ void __launch_bounds__(threads) rmsnorm_grad_##name##_##T##_##W(                               \
-        T *dx, const T *x, const W *__restrict__ w, const T *dy, long long pieces, int d, float eps, int size) {                  \
-        rmsnorm_grad<block>(dx, x, w, dy, pieces, d, eps, size);                                                     \
+        T *dx, const T *x, const W *__restrict__ w, const T *dy, const T *plus, long long pieces, int d, float eps, int size) {   \
+        rmsnorm_grad<block>(dx, x, w, dy, plus, pieces, d, eps, size);                                               \
     }                                                                                                                \
     KERNEL(rmsnorm_grad_##name##_##T##_##W)
 #define RMSNORMS(T, W) RMSNORM(T, W, rows, true, 512) RMSNORM(T, W, heads, false, 256)

@@ -10,12 +10,14 @@ func (b *Backend) RMSNorm(y, x, w kernels.Tensor, eps float64) {
 	b.dev.Launch("rmsnorm"+n.kernel, n.launch, at(y), at(x), at(w), n.pieces, n.length, float32(eps), n.group)
 }
 
-// RMSNormGrad is dx = r·(w ⊙ dy) - x·r³·mean(w ⊙ dy ⊙ x), r = 1/√(mean(x²) + eps).
-func (b *Backend) RMSNormGrad(dx, x, w, dy kernels.Tensor, eps float64) {
+// RMSNormGrad is dx = plus + r·(w ⊙ dy) - x·r³·mean(w ⊙ dy ⊙ x), r = 1/√(mean(x²) + eps). plus as dx or none.
+func (b *Backend) RMSNormGrad(dx, x, w, dy, plus kernels.Tensor, eps float64) {
 	n := b.norm("RMSNormGrad", x, w)
 	need("RMSNormGrad", "dx", dx, b.Float(), x.Shape...)
 	need("RMSNormGrad", "dy", dy, b.Float(), x.Shape...)
-	b.dev.Launch("rmsnorm_grad"+n.kernel, n.launch, at(dx), at(x), at(w), at(dy), n.pieces, n.length, float32(eps), n.group)
+	maybe("RMSNormGrad", "plus", plus, b.Float(), x.Shape...)
+	b.dev.Launch("rmsnorm_grad"+n.kernel, n.launch, at(dx), at(x), at(w), at(dy), at(plus), n.pieces, n.length,
+		float32(eps), n.group)
 }
 
 // norm is how the pieces of a norm are spread over threads.

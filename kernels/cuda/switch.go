@@ -80,11 +80,12 @@ func (s bank) rowsOf(from, n int) bank {
 	return s
 }
 
-// SwitchLinear is u = z·A and y = x·wᵀ + bias + s·(u ⊙ Ĝ)·B, where Ĝ = [G ⊗ 1_R | 1] (T, C).
-// y (T, D_out), u (T, C), x (T, D), z (T, D): x or x after dropout, w (D_out, D), bias (D_out) or none.
-func (b *Backend) SwitchLinear(y, u, x, z, w, bias kernels.Tensor, sw kernels.Switch) {
+// SwitchLinear is u = z·A and y = plus + x·wᵀ + bias + s·(u ⊙ Ĝ)·B, where Ĝ = [G ⊗ 1_R | 1] (T, C).
+// y (T, D_out), u (T, C), x (T, D), z (T, D): x or x after dropout, w (D_out, D), bias (D_out) or none, plus as y
+// or none.
+func (b *Backend) SwitchLinear(y, u, x, z, w, bias, plus kernels.Tensor, sw kernels.Switch) {
 	const op = "SwitchLinear"
-	b.checkLinear(op, y, x, w, bias)
+	b.checkLinear(op, y, x, w, bias, plus)
 	rows, width, out := x.Shape[0], x.Shape[1], w.Shape[0]
 	columns, _ := matrixShape(op, "B", sw.B)
 	s := b.bankOf(op, sw, rows, columns)
@@ -94,7 +95,7 @@ func (b *Backend) SwitchLinear(y, u, x, z, w, bias kernels.Tensor, sw kernels.Sw
 	need(op, "z", z, b.float, rows, width)
 
 	// The experts' part comes first: it is the smaller one, and what is in y is rounded before the rest is added.
-	beta := b.start(y, bias)
+	beta := b.start(y, bias, plus)
 	var work layout
 	down, up := b.inFloat(&work, sw.A), b.inFloat(&work, sw.B)
 	pieces(rows, columns, func(from, n int) {

@@ -42,20 +42,23 @@ func (b *Backend) gradHidden(work *layout, du, dg, dy, u, up kernels.Tensor, s b
 		int32(s.columns), int64(n), int64(m))
 }
 
-// SwitchGradInput is dx = dy·w + du·Aᵀ. dx (T, D), dy (T, D_out), w (D_out, D), du (T, C), a (D, C) of type Param or
-// Float.
-func (b *Backend) SwitchGradInput(dx, dy, w, du, a kernels.Tensor) {
+// SwitchGradInput is dx = plus + dy·w + du·Aᵀ. dx (T, D), dy (T, D_out), w (D_out, D), du (T, C), a (D, C) of type
+// Param or Float, plus as dx or none.
+func (b *Backend) SwitchGradInput(dx, dy, w, du, a, plus kernels.Tensor) {
 	const op = "SwitchGradInput"
-	b.checkLinearGrad(op, dx, dy, w)
+	b.checkLinearGrad(op, dx, dy, w, plus)
 	rows, width := dx.Shape[0], dx.Shape[1]
 	_, columns := matrixShape(op, "a", a)
 	b.needTrained(op, "a", a, width, columns)
 	need(op, "du", du, b.float, rows, columns)
 
 	// As in SwitchLinear, the smaller part comes first.
+	beta := b.start(dx, kernels.Tensor{}, plus)
 	var work layout
 	down := b.inFloat(&work, a)
-	b.product(Product{C: dense(dx, rows, width), A: dense(du, rows, columns), B: dense(down, width, columns).T(), Alpha: 1})
+	b.product(Product{
+		C: dense(dx, rows, width), A: dense(du, rows, columns), B: dense(down, width, columns).T(), Alpha: 1, Beta: beta,
+	})
 	b.times(dx, dy, w, 1, 0) // the products run in the order of the calls: down is free when w is rounded
 }
 

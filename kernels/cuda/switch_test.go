@@ -250,9 +250,9 @@ func TestSwitchLinearOnTensorCores(t *testing.T) {
 		const out = 24
 		x, z, w := h.normal(kernels.BF16, n.tokens, n.width), h.normal(kernels.BF16, n.tokens, n.width), h.normal(kernels.BF16, out, n.width)
 		a, b := h.normal(kernels.BF16, n.width, n.cols()), h.normal(kernels.BF16, n.cols(), out)
-		gates := n.gates(h)
+		gates, plus := n.gates(h), h.normal(kernels.BF16, n.tokens, out)
 		y, u := h.poison(kernels.BF16, n.tokens, out), h.poison(kernels.BF16, n.tokens, n.cols())
-		h.twice("switch_hidden_", func() { h.b.SwitchLinear(y.t, u.t, x.t, z.t, w.t, kernels.Tensor{}, n.bank(a, b, gates)) }, y, u)
+		h.twice("switch_hidden_", func() { h.b.SwitchLinear(y.t, u.t, x.t, z.t, w.t, kernels.Tensor{}, plus.t, n.bank(a, b, gates)) }, y, u)
 		u, y = h.read(u), h.read(y)
 		h.compare("u", u, func(t, c int) (want, size float64) {
 			return product(n.width, func(i int) float64 { return z.at(t, i) }, func(i int) float64 { return a.at(i, c) })
@@ -260,8 +260,9 @@ func TestSwitchLinearOnTensorCores(t *testing.T) {
 		h.compare("y", y, func(t, o int) (want, size float64) {
 			base, baseSize := product(n.width, func(i int) float64 { return x.at(t, i) }, func(i int) float64 { return w.at(o, i) })
 			mixed, mixedSize := product(n.cols(), func(c int) float64 { return n.gated(u, gates, t, c) }, func(c int) float64 { return b.at(c, o) })
-			// What the experts add is rounded by itself before it is added.
-			return base + mixed, baseSize + mixedSize + 0x1p10*math.Abs(mixed)
+			// What plus and the experts add is rounded before the rest is added to it.
+			first := plus.at(t, o) + mixed
+			return base + first, baseSize + mixedSize + math.Abs(plus.at(t, o)) + 0x1p10*math.Abs(first)
 		})
 	})
 }

@@ -71,15 +71,34 @@ func (d *differences) check(name string, x, grad, y, dy kernels.Tensor, forward 
 func differRMSNorm(d *differences) {
 	x, w, dy := d.variable(3, 10), d.variable(5), d.variable(3, 10)
 	y, dx := d.zero(3, 10), d.zero(3, 10)
-	d.b.RMSNormGrad(dx, x, w, dy, 1e-2)
+	d.b.RMSNormGrad(dx, x, w, dy, kernels.Tensor{}, 1e-2)
 	d.check("x", x, dx, y, dy, func() { d.b.RMSNorm(y, x, w, 1e-2) })
+	// x on two ways: dx is that of the second plus that of the first.
+	both := d.zero(3, 10)
+	d.b.RMSNormGrad(dx, x, w, dy, dy, 1e-2)
+	d.check("x, and x beside", x, dx, both, dy, func() {
+		d.b.RMSNorm(y, x, w, 1e-2)
+		d.b.Sum(both, x, y)
+	})
 }
 
 func differLinear(d *differences) {
 	x, w, dy := d.variable(3, 5), d.variable(7, 5), d.variable(3, 7)
 	y, dx := d.zero(3, 7), d.zero(3, 5)
-	d.b.LinearGrad(dx, dy, w)
-	d.check("x", x, dx, y, dy, func() { d.b.Linear(y, x, w, kernels.Tensor{}) })
+	d.b.LinearGrad(dx, dy, w, kernels.Tensor{})
+	d.check("x", x, dx, y, dy, func() { d.b.Linear(y, x, w, kernels.Tensor{}, kernels.Tensor{}) })
+
+	// y = x·vᵀ + x·wᵀ, whose gradient is dy·v + dy·w.
+	v, first, sum := d.variable(7, 5), d.zero(3, 7), d.zero(3, 5)
+	forward := func() {
+		d.b.Linear(first, x, v, kernels.Tensor{}, kernels.Tensor{})
+		d.b.Linear(y, x, w, kernels.Tensor{}, first)
+	}
+	d.b.LinearGrad(dx, dy, v, kernels.Tensor{})
+	d.b.LinearGrad(sum, dy, w, dx)
+	d.check("x, twice", x, sum, y, dy, forward)
+	plus := d.variable(3, 7)
+	d.check("plus", plus, dy, y, dy, func() { d.b.Linear(y, x, w, kernels.Tensor{}, plus) })
 }
 
 func differSwitchLinear(d *differences) {
@@ -89,16 +108,27 @@ func differSwitchLinear(d *differences) {
 	sw := kernels.Switch{A: d.variable(width, cols), B: d.variable(cols, out), Gates: d.variable(tokens, experts), Rank: rank, Scale: 0.7}
 	y, u, du, dg := d.zero(tokens, out), d.zero(tokens, cols), d.zero(tokens, cols), d.zero(tokens, experts)
 	da, db, dx := d.zero(width, cols), d.zero(cols, out), d.zero(tokens, width)
-	forward := func() { d.b.SwitchLinear(y, u, x, x, w, bias, sw) }
+	plus := d.variable(tokens, out)
+	forward := func() { d.b.SwitchLinear(y, u, x, x, w, bias, plus, sw) }
 	forward()
 	d.b.SwitchGradHidden(du, dg, dy, u, sw)
-	d.b.SwitchGradInput(dx, dy, w, du, sw.A)
+	d.b.SwitchGradInput(dx, dy, w, du, sw.A, kernels.Tensor{})
 	d.b.SwitchGradA(da, x, du)
 	d.b.SwitchGradB(db, u, dy, sw)
 	d.check("x", x, dx, y, dy, forward)
 	d.check("A", sw.A, da, y, dy, forward)
 	d.check("B", sw.B, db, y, dy, forward)
 	d.check("Gates", sw.Gates, dg, y, dy, forward)
+	d.check("plus", plus, dy, y, dy, forward)
+
+	// y = x·vᵀ + the same, whose gradient is dy·v + dx.
+	v, sum := d.variable(out, width), d.zero(tokens, width)
+	d.b.LinearGrad(dx, dy, v, kernels.Tensor{})
+	d.b.SwitchGradInput(sum, dy, w, du, sw.A, dx)
+	d.check("x, twice", x, sum, y, dy, func() {
+		d.b.Linear(plus, x, v, kernels.Tensor{}, kernels.Tensor{})
+		forward()
+	})
 }
 
 func differRotary(d *differences) {

@@ -47,22 +47,22 @@ func (b hidesNaN) RMSNorm(y, x, w kernels.Tensor, eps float64) {
 
 type noMean struct{ naive }
 
-func (b noMean) RMSNormGrad(dx, x, w, dy kernels.Tensor, eps float64) {
-	b.naive.RMSNormGrad(dx, changed(x, func(int, float64) float64 { return 1 }), w, dy, eps)
+func (b noMean) RMSNormGrad(dx, x, w, dy, plus kernels.Tensor, eps float64) {
+	b.naive.RMSNormGrad(dx, changed(x, func(int, float64) float64 { return 1 }), w, dy, plus, eps)
 }
 
 type writesBehind struct{ naive }
 
-func (b writesBehind) Linear(y, x, w, bias kernels.Tensor) {
-	b.naive.Linear(y, x, w, bias)
+func (b writesBehind) Linear(y, x, w, bias, plus kernels.Tensor) {
+	b.naive.Linear(y, x, w, bias, plus)
 	// The view's memory ends where it should; an unsafe backend goes on.
 	beyond(y)[0]++
 }
 
 type writesInput struct{ naive }
 
-func (b writesInput) Linear(y, x, w, bias kernels.Tensor) {
-	b.naive.Linear(y, x, w, bias)
+func (b writesInput) Linear(y, x, w, bias, plus kernels.Tensor) {
+	b.naive.Linear(y, x, w, bias, plus)
 	edit(x, func(int, float64) float64 { return 3 })
 }
 
@@ -71,8 +71,8 @@ type noisy struct {
 	calls int
 }
 
-func (b *noisy) Linear(y, x, w, bias kernels.Tensor) {
-	b.naive.Linear(y, x, w, bias)
+func (b *noisy) Linear(y, x, w, bias, plus kernels.Tensor) {
+	b.naive.Linear(y, x, w, bias, plus)
 	b.calls++
 	edit(y, func(_ int, v float64) float64 {
 		if v == 0 && b.calls%2 == 0 {
@@ -84,18 +84,28 @@ func (b *noisy) Linear(y, x, w, bias kernels.Tensor) {
 
 type skipsRow struct{ naive }
 
-func (b skipsRow) Linear(y, x, w, bias kernels.Tensor) {
+func (b skipsRow) Linear(y, x, w, bias, plus kernels.Tensor) {
 	rows, width := y.Shape[0]-1, x.Shape[1]
 	if rows == 0 {
-		b.naive.Linear(y, x, w, bias)
+		b.naive.Linear(y, x, w, bias, plus)
 		return
 	}
-	b.naive.Linear(y.View(0, rows, y.Shape[1]), x.View(0, rows, width), w, bias)
+	b.naive.Linear(y.View(0, rows, y.Shape[1]), x.View(0, rows, width), w, bias, firstRows(plus, rows))
+}
+
+// firstRows is so many rows of a matrix, or none of none.
+func firstRows(t kernels.Tensor, rows int) kernels.Tensor {
+	if t.None() {
+		return t
+	}
+	return t.View(0, rows, t.Shape[1])
 }
 
 type noBias struct{ naive }
 
-func (b noBias) Linear(y, x, w, _ kernels.Tensor) { b.naive.Linear(y, x, w, kernels.Tensor{}) }
+func (b noBias) Linear(y, x, w, _, plus kernels.Tensor) {
+	b.naive.Linear(y, x, w, kernels.Tensor{}, plus)
+}
 
 // coarse rounds the factors of a product to so many digits.
 type coarse struct {
@@ -110,8 +120,8 @@ func (b coarse) round(t kernels.Tensor) kernels.Tensor {
 	})
 }
 
-func (b coarse) Linear(y, x, w, bias kernels.Tensor) {
-	b.naive.Linear(y, b.round(x), b.round(w), bias)
+func (b coarse) Linear(y, x, w, bias, plus kernels.Tensor) {
+	b.naive.Linear(y, b.round(x), b.round(w), bias, plus)
 }
 
 func (b coarse) Route(logits, h, router kernels.Tensor) {
@@ -120,40 +130,40 @@ func (b coarse) Route(logits, h, router kernels.Tensor) {
 
 type xForZ struct{ naive }
 
-func (b xForZ) SwitchLinear(y, u, x, _, w, bias kernels.Tensor, sw kernels.Switch) {
-	b.naive.SwitchLinear(y, u, x, x, w, bias, sw)
+func (b xForZ) SwitchLinear(y, u, x, _, w, bias, plus kernels.Tensor, sw kernels.Switch) {
+	b.naive.SwitchLinear(y, u, x, x, w, bias, plus, sw)
 }
 
 type noGates struct{ naive }
 
-func (b noGates) SwitchLinear(y, u, x, z, w, bias kernels.Tensor, sw kernels.Switch) {
+func (b noGates) SwitchLinear(y, u, x, z, w, bias, plus kernels.Tensor, sw kernels.Switch) {
 	sw.Gates = kernels.Tensor{}
-	b.naive.SwitchLinear(y, u, x, z, w, bias, sw)
+	b.naive.SwitchLinear(y, u, x, z, w, bias, plus, sw)
 }
 
 type paramOnly struct{ naive }
 
-func (b paramOnly) SwitchLinear(y, u, x, z, w, bias kernels.Tensor, sw kernels.Switch) {
+func (b paramOnly) SwitchLinear(y, u, x, z, w, bias, plus kernels.Tensor, sw kernels.Switch) {
 	b.pars(sw.A)
-	b.naive.SwitchLinear(y, u, x, z, w, bias, sw)
+	b.naive.SwitchLinear(y, u, x, z, w, bias, plus, sw)
 }
 
 type mixes struct{ naive }
 
-func (b mixes) SwitchLinear(y, u, x, z, w, bias kernels.Tensor, sw kernels.Switch) {
+func (b mixes) SwitchLinear(y, u, x, z, w, bias, plus kernels.Tensor, sw kernels.Switch) {
 	if sw.A.Type == b.param && sw.B.Type == b.float {
 		sw.B = encode(decode(sw.B), b.param).Reshape(sw.B.Shape...)
 	}
-	b.naive.SwitchLinear(y, u, x, z, w, bias, sw)
+	b.naive.SwitchLinear(y, u, x, z, w, bias, plus, sw)
 }
 
 type readsHalf struct{ naive }
 
-func (b readsHalf) SwitchGradInput(dx, dy, w, du, a kernels.Tensor) {
+func (b readsHalf) SwitchGradInput(dx, dy, w, du, a, plus kernels.Tensor) {
 	if a.Type != b.param {
 		a = changed(a, func(i int, v float64) float64 { return v * float64(i%2) })
 	}
-	b.naive.SwitchGradInput(dx, dy, w, du, a)
+	b.naive.SwitchGradInput(dx, dy, w, du, a, plus)
 }
 
 type noScale struct{ naive }

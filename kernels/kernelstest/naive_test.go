@@ -115,22 +115,30 @@ func (n naive) RMSNorm(y, x, w kernels.Tensor, eps float64) {
 	store(y, n.float, m)
 }
 
-func (n naive) RMSNormGrad(dx, x, w, dy kernels.Tensor, eps float64) {
+func (n naive) RMSNormGrad(dx, x, w, dy, plus kernels.Tensor, eps float64) {
 	must(slices.Equal(dx.Shape, x.Shape) && slices.Equal(dx.Shape, dy.Shape))
-	m := rmsNormGrad(pieces(n.acts(x), w.Len()), weights(w), pieces(n.acts(dy), w.Len()), eps)
+	addend := n.addend(plus, dx)
+	addend.rows, addend.cols = x.Len()/w.Len(), w.Len()
+	m := rmsNormGrad(pieces(n.acts(x), w.Len()), weights(w), pieces(n.acts(dy), w.Len()), addend, eps)
 	m.cols = x.Shape[len(x.Shape)-1]
 	store(dx, n.float, m)
 }
 
-func (n naive) Linear(y, x, w, bias kernels.Tensor) {
-	xs, ws, bs := n.acts(x), weights(w), weights(bias)
-	must(xs.cols == ws.cols && (bs.none() || bs.cols == ws.rows))
-	store(y, n.float, linear(xs, ws, bs))
+// addend is plus, of the shape of the result, or none.
+func (n naive) addend(plus, result kernels.Tensor) matrix {
+	must(plus.None() || slices.Equal(plus.Shape, result.Shape))
+	return n.acts(plus)
 }
 
-func (n naive) LinearGrad(dx, dy, w kernels.Tensor) {
+func (n naive) Linear(y, x, w, bias, plus kernels.Tensor) {
+	xs, ws, bs := n.acts(x), weights(w), weights(bias)
+	must(xs.cols == ws.cols && (bs.none() || bs.cols == ws.rows))
+	store(y, n.float, linear(xs, ws, bs, n.addend(plus, y)))
+}
+
+func (n naive) LinearGrad(dx, dy, w, plus kernels.Tensor) {
 	must(dy.Shape[1] == w.Shape[0])
-	store(dx, n.float, linearGrad(n.acts(dy), weights(w)))
+	store(dx, n.float, linearGrad(n.acts(dy), weights(w), n.addend(plus, dx)))
 }
 
 // adapted is a tensor that the optimizer keeps, or its rounded copy.
@@ -143,12 +151,12 @@ func (n naive) bank(sw kernels.Switch, tokens int) bank {
 	return k
 }
 
-func (n naive) SwitchLinear(y, u, x, z, w, bias kernels.Tensor, sw kernels.Switch) {
+func (n naive) SwitchLinear(y, u, x, z, w, bias, plus kernels.Tensor, sw kernels.Switch) {
 	xs, zs, ws, bs := n.acts(x), n.acts(z), weights(w), weights(bias)
 	k := n.bank(sw, xs.rows)
 	same(xs, zs)
 	must(xs.cols == ws.cols && (bs.none() || bs.cols == ws.rows) && k.a.rows == xs.cols && k.b.cols == ws.rows)
-	ys, us := switchLinear(xs, zs, ws, bs, k)
+	ys, us := switchLinear(xs, zs, ws, bs, n.addend(plus, y), k)
 	store(y, n.float, ys)
 	store(u, n.float, us)
 }
@@ -164,9 +172,9 @@ func (n naive) SwitchGradHidden(du, dg, dy, u kernels.Tensor, sw kernels.Switch)
 	}
 }
 
-func (n naive) SwitchGradInput(dx, dy, w, du, a kernels.Tensor) {
+func (n naive) SwitchGradInput(dx, dy, w, du, a, plus kernels.Tensor) {
 	must(dy.Shape[1] == w.Shape[0] && du.Shape[1] == a.Shape[1] && w.Shape[1] == a.Shape[0])
-	store(dx, n.float, switchGradInput(n.acts(dy), weights(w), n.acts(du), bank{a: n.adapted(a)}))
+	store(dx, n.float, switchGradInput(n.acts(dy), weights(w), n.acts(du), n.addend(plus, dx), bank{a: n.adapted(a)}))
 }
 
 func (n naive) SwitchGradA(da, z, du kernels.Tensor) {

@@ -12,7 +12,7 @@ func mixture(x []number, a, b matrix, rank int, ids []int32, weights []number, s
 	hidden := make([][]number, len(ids))
 	for k, id := range ids {
 		down := a.slab(int(id), rank)
-		hidden[k] = linear(matrix{1, a.cols, x}, down, matrix{}).row(0)
+		hidden[k] = linear(matrix{1, a.cols, x}, down, matrix{}, matrix{}).row(0)
 	}
 	y := make([]number, b.cols)
 	for o := range y {

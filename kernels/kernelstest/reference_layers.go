@@ -29,7 +29,7 @@ func inverseRMS(x []number, eps float64) number {
 	return exact(1).over(mean.plus(exact(eps)).sqrt())
 }
 
-func rmsNormGrad(x, w, dy matrix, eps float64) matrix {
+func rmsNormGrad(x, w, dy, plus matrix, eps float64) matrix {
 	return rowsOf(x.rows, x.cols, func(t int) []number {
 		r := inverseRMS(x.row(t), eps)
 		mean := sum(x.cols, func(j int) number {
@@ -38,26 +38,45 @@ func rmsNormGrad(x, w, dy matrix, eps float64) matrix {
 		dx := make([]number, x.cols)
 		for i := range dx {
 			back := x.at(t, i).times(r).times(r).times(r).times(mean)
-			dx[i] = r.times(w.at(0, i)).times(dy.at(t, i)).minus(back)
+			dx[i] = plus.addTo(r.times(w.at(0, i)).times(dy.at(t, i)).minus(back), t, i)
 		}
 		return dx
 	})
 }
 
-func linear(x, w, bias matrix) matrix {
+func linear(x, w, bias, plus matrix) matrix {
 	return fill(x.rows, w.rows, func(t, o int) number {
 		y := sum(x.cols, func(i int) number { return x.at(t, i).times(w.at(o, i)) })
 		if bias.none() {
-			return y
+			return plus.addTo(y, t, o)
 		}
-		return y.plus(bias.at(0, o))
+		return plus.before(bias.at(0, o), y, t, o)
 	})
 }
 
-func linearGrad(dy, w matrix) matrix {
+func linearGrad(dy, w, plus matrix) matrix {
 	return fill(dy.rows, w.cols, func(t, i int) number {
-		return sum(w.rows, func(o int) number { return dy.at(t, o).times(w.at(o, i)) })
+		return plus.addTo(sum(w.rows, func(o int) number { return dy.at(t, o).times(w.at(o, i)) }), t, i)
 	})
+}
+
+// addTo is x + m[t, i], or x if m is none.
+func (m matrix) addTo(x number, t, i int) number {
+	if m.none() {
+		return x
+	}
+	return x.plus(m.at(t, i))
+}
+
+// before is y + part + m[t, i], in any order. A backend may start with m + part and store that before it adds y.
+func (m matrix) before(part, y number, t, i int) number {
+	if m.none() {
+		return y.plus(part)
+	}
+	terms := []number{y, part, m.at(t, i)}
+	all := sum(len(terms), func(k int) number { return terms[k] })
+	all.sto += math.Abs(part.v + m.at(t, i).v)
+	return all
 }
 
 // bank is a [kernels.Switch] of the reference.
@@ -87,13 +106,13 @@ func switchHidden(z matrix, k bank) matrix {
 	})
 }
 
-func switchLinear(x, z, w, bias matrix, k bank) (y, u matrix) {
-	u, base := switchHidden(z, k), linear(x, w, bias)
+func switchLinear(x, z, w, bias, plus matrix, k bank) (y, u matrix) {
+	u, base := switchHidden(z, k), linear(x, w, bias, matrix{})
 	y = fill(x.rows, w.rows, func(t, o int) number {
 		mixed := sum(k.cols(), func(c int) number {
 			return u.at(t, c).stored().times(k.gate(t, c)).stored().times(k.up(c, o))
 		})
-		return base.at(t, o).plus(exact(k.scale).times(mixed))
+		return plus.before(exact(k.scale).times(mixed), base.at(t, o), t, o)
 	})
 	return y, u
 }
@@ -112,10 +131,11 @@ func switchGradHidden(dy, u matrix, k bank) (du, dg matrix) {
 	return du, dg
 }
 
-func switchGradInput(dy, w, du matrix, k bank) matrix {
-	base := linearGrad(dy, w)
+func switchGradInput(dy, w, du, plus matrix, k bank) matrix {
+	base := linearGrad(dy, w, matrix{})
 	return fill(dy.rows, w.cols, func(t, i int) number {
-		return base.at(t, i).plus(sum(k.cols(), func(c int) number { return du.at(t, c).times(k.down(i, c)) }))
+		hidden := sum(k.cols(), func(c int) number { return du.at(t, c).times(k.down(i, c)) })
+		return plus.before(hidden, base.at(t, i), t, i)
 	})
 }
 

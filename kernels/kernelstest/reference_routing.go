@@ -41,9 +41,9 @@ func gateGrad(gates, dg matrix) matrix {
 	})
 }
 
-func route(h, router matrix) matrix { return linear(h, router, matrix{}) }
+func route(h, router matrix) matrix { return linear(h, router, matrix{}, matrix{}) }
 
-func routeGradInput(dlogits, router matrix) matrix { return linearGrad(dlogits, router) }
+func routeGradInput(dlogits, router matrix) matrix { return linearGrad(dlogits, router, matrix{}) }
 
 func routeGradWeight(dr, dlogits, h matrix) matrix {
 	return dr.plus(fill(dr.rows, dr.cols, func(e, i int) number {
@@ -114,7 +114,7 @@ func crossEntropy(h, w matrix, targets []int32) (loss, dh, logProb matrix) {
 		if target < 0 {
 			continue
 		}
-		logits := linear(matrix{1, h.cols, h.row(t)}, w, matrix{}).row(0)
+		logits := linear(matrix{1, h.cols, h.row(t)}, w, matrix{}, matrix{}).row(0)
 		p, lse := softmax(logits)
 		losses = append(losses, lse.minus(logits[target]))
 		logProb.row(0)[t] = logits[target].minus(lse)
