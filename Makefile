@@ -9,7 +9,7 @@ gpu:
 # The tests that need a GPU, as programs to be carried to a machine that has one: each runs in the folder of its package, which it
 # reads testdata from.
 gpu-tests:
-	eval "$$(scripts/cuda/env.sh)" && for package in kernels/cuda/driver model train; do \
+	eval "$$(scripts/cuda/env.sh)" && for package in kernels/cuda kernels/cuda/driver model train; do \
 		go test -c -tags gpu -o "$$(basename $$package).test" ./$$package || exit 1; done
 
 # The compiled kernels in kernels/cuda/compiled, which are part of the repository, after a change of a .cu file.

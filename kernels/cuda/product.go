@@ -41,12 +41,12 @@ func (b *Backend) productWidth(rows, cols int) int {
 // clusters is how many clusters of two blocks run at once.
 func (b *Backend) clusters() int { return b.info.Multiprocessors / 2 }
 
-// together says whether [Backend.both] can compute y from x, w, v and plus, and from h as wide as v.
-func (b *Backend) together(y, x, w, v, plus kernels.Tensor) bool {
+// together says whether [Backend.both] takes these operands.
+func (b *Backend) together(operands ...kernels.Tensor) bool {
 	if b.info.Major != 9 || b.info.Minor != 0 {
 		return false
 	}
-	for _, t := range []kernels.Tensor{y, x, w, v, plus} {
+	for _, t := range operands {
 		// Copies want rows of whole 16 bytes.
 		if !t.None() && (t.Type != kernels.BF16 || at(t)%16 != 0 || t.Shape[1]%8 != 0) {
 			return false

@@ -94,10 +94,20 @@ func (b *Backend) SwitchLinear(y, u, x, z, w, bias, plus kernels.Tensor, sw kern
 	need(op, "u", u, b.float, rows, columns)
 	need(op, "z", z, b.float, rows, width)
 
-	// The experts' part comes first: it is the smaller one, and what is in y is rounded before the rest is added.
-	beta := b.start(y, bias, plus)
 	var work layout
 	down, up := b.inFloat(&work, sw.A), b.inFloat(&work, sw.B)
+	if bias.None() && b.together(y, x, w, u, up, plus) {
+		pieces(rows, columns, func(from, n int) {
+			work := work
+			p := work.take(b, b.float, n, columns)
+			b.hidden(&work, p, rowsOf(u, from, n), rowsOf(z, from, n), down, s.rowsOf(from, n))
+			b.both(rowsOf(y, from, n), rowsOf(x, from, n), w, p, up, rowsOf(plus, from, n), false)
+		})
+		return
+	}
+
+	// The experts' part comes first: it is the smaller one, and what is in y is rounded before the rest is added.
+	beta := b.start(y, bias, plus)
 	pieces(rows, columns, func(from, n int) {
 		work := work
 		p := work.take(b, b.float, n, columns)

@@ -52,10 +52,14 @@ func (b *Backend) SwitchGradInput(dx, dy, w, du, a, plus kernels.Tensor) {
 	b.needTrained(op, "a", a, width, columns)
 	need(op, "du", du, b.float, rows, columns)
 
-	// As in SwitchLinear, the smaller part comes first.
-	beta := b.start(dx, kernels.Tensor{}, plus)
 	var work layout
 	down := b.inFloat(&work, a)
+	if b.together(dx, dy, w, du, down, plus) {
+		b.both(dx, dy, w, du, down, plus, true)
+		return
+	}
+	// As in SwitchLinear, the smaller part comes first.
+	beta := b.start(dx, kernels.Tensor{}, plus)
 	b.product(Product{
 		C: dense(dx, rows, width), A: dense(du, rows, columns), B: dense(down, width, columns).T(), Alpha: 1, Beta: beta,
 	})

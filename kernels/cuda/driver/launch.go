@@ -40,7 +40,7 @@ func (d *device) Launch(name string, l cuda.Launch, args ...any) {
 	shape := shapeOf(l)
 	n := pack(d.arguments(), k, args)
 	if !d.keeps() {
-		d.ran(name, d.launch(k, &shape, n))
+		d.ran(name, d.launch(k, &shape))
 		return
 	}
 	d.keep(k, shape, slices.Clone(d.arguments()[:n]))
@@ -50,12 +50,15 @@ func (d *device) Launch(name string, l cuda.Launch, args ...any) {
 func (d *device) keep(k *kernel, shape C.launch_shape, arguments []byte) {
 	d.queue(k.name, func() error {
 		copy(d.arguments(), arguments)
-		return d.launch(k, &shape, len(arguments))
+		return d.launch(k, &shape)
 	})
 }
 
-func (d *device) launch(k *kernel, shape *C.launch_shape, bytes int) error {
-	if r := C.queue_launch(d.q, k.function, shape, C.size_t(bytes)); r != C.CUDA_SUCCESS {
+func (d *device) launch(k *kernel, shape *C.launch_shape) error {
+	for i, at := range k.offsets {
+		d.q.where[i] = unsafe.Pointer(&d.q.arguments[at])
+	}
+	if r := C.queue_launch(d.q, k.function, shape); r != C.CUDA_SUCCESS {
 		if c := code(r); !isFault(c) {
 			return fmt.Errorf("launch of %v blocks of %v threads and %d bytes of shared memory: %w", shape.grid, shape.block, shape.shared, c)
 		}
@@ -78,10 +81,13 @@ func (d *device) arguments() []byte {
 	return unsafe.Slice((*byte)(&d.q.arguments[0]), C.argument_bytes)
 }
 
-// pack lays args out as C does and returns their size.
+// pack lays args out as C does, which is the same at every launch of k, and returns their size.
 func pack(buf []byte, k *kernel, args []any) int {
 	if len(args) != len(k.parameters) {
 		panic(fmt.Sprintf("kernels/cuda/driver: kernel %s takes %d arguments, not %d", k.name, len(k.parameters), len(args)))
+	}
+	if k.offsets == nil {
+		k.offsets = make([]int, len(args))
 	}
 	at := 0
 	for i, arg := range args {
@@ -90,6 +96,7 @@ func pack(buf []byte, k *kernel, args []any) int {
 		if size != k.parameters[i] {
 			panic(fmt.Sprintf("kernels/cuda/driver: argument %d of kernel %s has %d bytes, not %d (%T)", i, k.name, k.parameters[i], size, arg))
 		}
+		k.offsets[i] = at
 		at += size
 	}
 	return at

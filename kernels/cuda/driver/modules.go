@@ -19,6 +19,7 @@ import (
 type kernel struct {
 	name       string
 	parameters []int // the bytes of each
+	offsets    []int // where each lies among the arguments, once it has been launched
 	module     cu.Module
 	function   C.CUfunction // nil before its first use
 	shared     int          // bytes of dynamic shared memory that it may have

@@ -137,7 +137,7 @@ func (d *device) flush() {
 	binary.NativeEndian.PutUint64(args, uint64(uintptr(p.flag.at())))
 	binary.NativeEndian.PutUint64(args[8:], holdLongest)
 	one := shapeOf(cuda.Launch{})
-	err := d.launch(&kernel{name: "hold", function: p.keep}, &one, 16)
+	err := d.launch(&kernel{name: "hold", function: p.keep, offsets: []int{0, 8}}, &one)
 	if err == nil {
 		err = result(C.queue_mark(d.q, p.events[0]))
 	}

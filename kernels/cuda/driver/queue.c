@@ -12,10 +12,10 @@
 
 #define IN(q) TRY(cuCtxSetCurrent((q)->context))
 
-CUresult queue_launch(queue *q, CUfunction f, const launch_shape *s, size_t bytes) {
+// One by one, not as a buffer: that must lie as the driver wants it where an argument is aligned to more than 16 bytes.
+CUresult queue_launch(queue *q, CUfunction f, const launch_shape *s) {
     IN(q);
-    void *extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, q->arguments, CU_LAUNCH_PARAM_BUFFER_SIZE, &bytes, CU_LAUNCH_PARAM_END};
-    return cuLaunchKernel(f, s->grid[0], s->grid[1], s->grid[2], s->block[0], s->block[1], s->block[2], s->shared, q->stream, NULL, extra);
+    return cuLaunchKernel(f, s->grid[0], s->grid[1], s->grid[2], s->block[0], s->block[1], s->block[2], s->shared, q->stream, q->where, NULL);
 }
 
 CUresult queue_box(void *to, CUdeviceptr at, unsigned rows, unsigned cols, unsigned stride, unsigned box_rows) {

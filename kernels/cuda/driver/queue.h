@@ -2,12 +2,13 @@
 #pragma once
 #include <cuda.h>
 
-enum { argument_bytes = 4096 }; // what a kernel may take
+enum { argument_bytes = 4096, argument_count = 64 }; // what a kernel may take
 
 typedef struct {
     CUcontext context;
     CUstream stream;
     unsigned char arguments[argument_bytes]; // of the next launch, laid out as C does
+    void *where[argument_count];             // each of them
 } queue;
 
 typedef struct {
@@ -18,7 +19,7 @@ enum { box_bytes = sizeof(CUtensorMap) };
 // Writes to `to` how kernels copy a matrix of bf16 with rows `stride` elements apart: by boxes of box_rows rows and 64 columns.
 CUresult queue_box(void *to, CUdeviceptr at, unsigned rows, unsigned cols, unsigned stride, unsigned box_rows);
 
-CUresult queue_launch(queue *q, CUfunction f, const launch_shape *shape, size_t bytes);
+CUresult queue_launch(queue *q, CUfunction f, const launch_shape *shape);
 CUresult queue_allow_shared(queue *q, CUfunction f, int bytes);
 CUresult queue_sync(queue *q);
 CUresult queue_copy(queue *q, CUdeviceptr dst, CUdeviceptr src, size_t bytes);

@@ -196,13 +196,12 @@ result cuFuncSetAttribute(void *f, int a, int v) { WELL; note("%s attribute %d =
 result cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *q,
                       void **params, void **extra) {
     (void)q;
-    (void)params;
+    (void)extra;
     if (bx * by * bz > 1024) return invalid_value;
     op o = {.kind = op_launch};
     int at = snprintf(o.name, sizeof o.name, "%s grid %ux%ux%u block %ux%ux%u shared %u arguments ", (char *)f, gx, gy, gz, bx, by, bz, shared);
-    unsigned char *a = extra[1];
-    size_t n = *(size_t *)extra[3];
-    for (size_t i = 0; i < n && at < (int)sizeof o.name - 3; i++) at += snprintf(o.name + at, sizeof o.name - at, "%02x", a[i]);
+    unsigned char *a = params[0]; // all arguments lie behind it
+    for (size_t i = 0; at < (int)sizeof o.name - 3; i++) at += snprintf(o.name + at, sizeof o.name - at, "%02x", a[i]);
     return put(o);
 }
 
