@@ -75,7 +75,11 @@ func normCases(b kernels.Backend) []normCase {
 		}
 	}
 	for _, typ := range frozen {
-		cases = append(cases, normCase{fmt.Sprintf("weight %v", typ), 5, 33, 1, normal, typ, 1e-6, -1, addend{}})
+		cases = append(
+			cases,
+			normCase{fmt.Sprintf("weight %v", typ), 5, 33, 1, normal, typ, 1e-6, -1, addend{}},
+			normCase{fmt.Sprintf("long rows, weight %v", typ), 3, 1033, 1, normal, typ, 1e-6, -1, addend{}},
+		)
 	}
 	// Rows that a warp, a block's registers, and neither can hold.
 	for _, n := range [][2]int{{5, 1000}, {3, 2048}, {3, 2051}, {1, 16384}, {2, 16391}} {
