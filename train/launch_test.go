@@ -206,7 +206,7 @@ func TestRunOnADevice(t *testing.T) {
 			cancel()
 		}
 	}}, look, lateRun()...)
-	if err == nil || !strings.Contains(err.Error(), "stopped at step 6 of 9") && !strings.Contains(err.Error(), "stopped at step 7 of 9") {
+	if !stoppedAt(err, 6, 9) {
 		t.Fatalf("interrupted at step 6: %v", err)
 	}
 	if ahead < 3 {
