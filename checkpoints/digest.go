@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"iter"
 	"runtime"
 	"slices"
 	"sync"
@@ -19,8 +20,13 @@ import (
 // every number an unsigned 64-bit little-endian integer. Tensors are hashed in
 // parallel.
 func Digest(tensors []Tensor) string {
+	return DigestOf(tensors, func(i int) iter.Seq[[]byte] { return slices.Values([][]byte{tensors[i].Data}) })
+}
+
+// DigestOf is Digest of tensors whose data, in pieces, a function gives.
+func DigestOf(tensors []Tensor, data func(i int) iter.Seq[[]byte]) string {
 	hashes := make([][]byte, len(tensors))
-	inParallel(len(tensors), func(i int) { hashes[i] = tensorHash(tensors[i]) })
+	inParallel(len(tensors), func(i int) { hashes[i] = tensorHash(tensors[i], data(i)) })
 	slices.SortFunc(hashes, slices.Compare[[]byte])
 	all := sha256.New()
 	for _, h := range hashes {
@@ -29,7 +35,7 @@ func Digest(tensors []Tensor) string {
 	return "sha256:" + hex.EncodeToString(all.Sum(nil))
 }
 
-func tensorHash(t Tensor) []byte {
+func tensorHash(t Tensor, data iter.Seq[[]byte]) []byte {
 	var head []byte
 	for _, s := range []string{t.Name, string(t.Type)} {
 		head = binary.LittleEndian.AppendUint64(head, uint64(len(s)))
@@ -41,7 +47,9 @@ func tensorHash(t Tensor) []byte {
 	}
 	h := sha256.New()
 	h.Write(head)
-	h.Write(t.Data)
+	for piece := range data {
+		h.Write(piece)
+	}
 	return h.Sum(nil)
 }
 

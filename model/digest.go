@@ -1,6 +1,10 @@
 package model
 
-import "loratrain/checkpoints"
+import (
+	"iter"
+
+	"loratrain/checkpoints"
+)
 
 // Digest identifies the base: [checkpoints.Digest] over its tensors under transformers' names, as Weights holds them
 // (quantised ones widened, an output projection that is the embedding only once). How a folder divides them into
@@ -11,7 +15,7 @@ func (b *Base) Digest() string { return b.digest() }
 func digestOf(all []slot) string {
 	tensors := make([]checkpoints.Tensor, len(all))
 	for i, s := range all {
-		tensors[i] = toFile(s.name, *s.dst)
+		tensors[i] = checkpoints.Tensor{Name: s.name, Type: fileTypes[s.dst.Type], Shape: s.dst.Shape}
 	}
-	return checkpoints.Digest(tensors)
+	return checkpoints.DigestOf(tensors, func(i int) iter.Seq[[]byte] { return pieces(*all[i].dst) })
 }

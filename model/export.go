@@ -37,6 +37,9 @@ func (m Adapted) config() checkpoints.Config {
 func (m Adapted) tensors() ([]checkpoints.Tensor, error) {
 	host := kernels.NewHost(m.Params.Type, m.Params.Shape...)
 	m.Placed.Backend.Read(host, m.Params)
+	if err := m.Placed.Backend.Sync(); err != nil {
+		return nil, err
+	}
 	list := m.Bank.Tensors(inType(host, kernels.F32))
 	if m.Bank.Spec.Granularity != router.Token {
 		return list, nil

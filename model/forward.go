@@ -19,14 +19,15 @@ type Placed struct {
 func Place(b kernels.Backend, a Arch, w Weights, positions int) (*Placed, error) {
 	p := &Placed{Arch: a, Backend: b, weights: Weights{Layers: make([]LayerWeights, len(w.Layers))}}
 	var failed error
+	to := placer{b: b}
 	put := func(dst *kernels.Tensor, src kernels.Tensor) {
 		if failed == nil && !src.None() {
-			*dst, failed = b.Place(src)
+			*dst, failed = b.Place(widened(src))
 		}
 	}
 	matrix := func(dst *kernels.Tensor, src kernels.Tensor) {
 		if failed == nil && !src.None() {
-			*dst, failed = placeMatrix(b, src)
+			*dst, failed = to.matrix(src)
 		}
 	}
 	matrix(&p.weights.Embed, w.Embed)
@@ -52,22 +53,6 @@ func Place(b kernels.Backend, a Arch, w Weights, positions int) (*Placed, error)
 		return nil, fmt.Errorf("weights: %w", failed)
 	}
 	return p, nil
-}
-
-// placeMatrix places a weight of a large product, in the backend's bf16 if that is what activations are: a product of
-// two types has no fast kernel. Norms and biases stay as they are.
-func placeMatrix(b kernels.Backend, src kernels.Tensor) (kernels.Tensor, error) {
-	t, err := b.Place(src)
-	if err != nil || b.Float() != kernels.BF16 || src.Type == kernels.BF16 {
-		return t, err
-	}
-	narrow, err := b.Alloc(kernels.BF16, src.Shape...)
-	if err != nil {
-		return narrow, err
-	}
-	b.Round(narrow, t)
-	b.Free(t)
-	return narrow, nil
 }
 
 // PlacedBytes is the memory that Place fills on a backend that copies weights.

@@ -223,14 +223,14 @@ func (r *ggufTensors) fill(all []slot, interleaved bool) error {
 		s := all[i]
 		t, err := r.tensor(reader, r.infos[s.gguf], s.shape)
 		if interleaved && s.heads > 0 && err == nil {
-			t = halves(t, s.heads)
+			t = halves(widened(t), s.heads)
 		}
 		*s.dst = t
 		return err
 	})
 }
 
-// tensor is one tensor for kernels: a view of the file, or F32 on the heap.
+// tensor is one tensor for kernels, or F16 that becomes one: a view of the file, or F32 on the heap.
 func (r *ggufTensors) tensor(reader *gguf.Reader, info gguf.TensorInfo, shape []int) (kernels.Tensor, error) {
 	switch info.Type {
 	case gguf.TensorTypeF32:
@@ -238,7 +238,7 @@ func (r *ggufTensors) tensor(reader *gguf.Reader, info gguf.TensorInfo, shape []
 	case gguf.TensorTypeBF16:
 		return view(r.raw(info), kernels.BF16, shape), nil
 	case gguf.TensorTypeF16:
-		return widen(r.raw(info), shape), nil
+		return kernels.Tensor{Type: kernels.F32, Shape: shape, Mem: f16(r.raw(info))}, nil
 	}
 	t, err := reader.ReadTensor(nil, info.Name)
 	if err != nil {

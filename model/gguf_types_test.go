@@ -116,7 +116,7 @@ func TestGGUFTypes(t *testing.T) {
 		path, _ := save(t, g.bytes())
 		b := mustOpen(t, path)
 		w := b.Weights.Layers[0].W
-		gate, query := floats(w[GateProj]), floats(w[QProj])
+		gate, query := floats(widened(w[GateProj])), floats(widened(w[QProj]))
 		for i := range n {
 			want := q.value(data[i/q.block*q.size:], i%q.block)
 			row, column := i/256, i%256

@@ -121,7 +121,8 @@ func goldenPrecisions() []goldenPrecision {
 		}
 	}
 	list := []goldenPrecision{
-		{"f64", onCPU(cpu.Options{Float64: true}), 2e-6}, {"f32", onCPU(cpu.Options{}), 1e-4},
+		{"f64", onCPU(cpu.Options{Float64: true}), 2e-6},
+		{"f32", onCPU(cpu.Options{}), 1e-4},
 		{"f32 without a BLAS", onCPU(cpu.Options{Matrix: "go"}), 1e-4},
 	}
 	for _, g := range testgpu.All() {

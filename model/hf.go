@@ -10,8 +10,6 @@ import (
 	"regexp"
 	"slices"
 
-	"github.com/x448/float16"
-
 	"loratrain/checkpoints"
 	"loratrain/kernels"
 	"loratrain/model/tokenizer"
@@ -135,10 +133,10 @@ var hostTypes = map[checkpoints.Type]kernels.Type{
 	checkpoints.F64: kernels.F64, checkpoints.F32: kernels.F32, checkpoints.BF16: kernels.BF16,
 }
 
-// hostTensor is a tensor of a file for kernels: a view if they read its type and it is aligned, else a copy.
+// hostTensor is a tensor of a file for kernels, or F16 that becomes one: a view if they read its type and it is aligned, else a copy.
 func hostTensor(t checkpoints.Tensor) (kernels.Tensor, error) {
 	if t.Type == checkpoints.F16 {
-		return widen(t.Data, t.Shape), nil
+		return kernels.Tensor{Type: kernels.F32, Shape: t.Shape, Mem: f16(t.Data)}, nil
 	}
 	kind, ok := hostTypes[t.Type]
 	if !ok {
@@ -154,14 +152,5 @@ func view(data []byte, kind kernels.Type, shape []int) kernels.Tensor {
 	}
 	t := kernels.NewHost(kind, shape...)
 	copy(t.Mem.(kernels.Host), data)
-	return t
-}
-
-// widen makes F32 of F16.
-func widen(data []byte, shape []int) kernels.Tensor {
-	t := kernels.NewHost(kernels.F32, shape...)
-	for i := range kernels.Slice[float32](t) {
-		kernels.Slice[float32](t)[i] = float16.Frombits(uint16(data[2*i]) | uint16(data[2*i+1])<<8).Float32()
-	}
 	return t
 }

@@ -135,7 +135,7 @@ func TestTensorTypes(t *testing.T) {
 			if got.Type != types[kind] {
 				t.Errorf("%s: tensor %q has type %v, want %v", kind, name, got.Type, types[kind])
 			}
-			if diff := cmp.Diff(want[name], floats(got)); diff != "" {
+			if diff := cmp.Diff(want[name], floats(widened(got))); diff != "" {
 				t.Errorf("%s: tensor %q (-want +got):\n%.600s", kind, name, diff)
 			}
 		}

@@ -23,7 +23,7 @@ type Base struct {
 	Name      string // the folder's or the file's name without what tells of its storage, for people and run folders
 	Path      string // as it was given to [Open]; empty for the embedded default
 	Arch      Arch
-	Weights   Weights              // in host memory; views of mapped files end with Close
+	Weights   Weights              // in host memory, for [Place]; views of mapped files end with Close
 	Tokenizer *tokenizer.Tokenizer // nil if the model has none that can be read: [Base.NeedTokenizer] says why
 	EOS       []int32              // the tokens that end a text; none if the model names none
 
@@ -72,7 +72,7 @@ func (b *Base) setTokenizer(t *tokenizer.Tokenizer, err error) {
 // file, or a folder that holds one; a file inside a Hugging Face folder stands for the folder.
 //
 // Whatever the files ask for that this program does not compute is an error that names it. Weights stay in the mapped
-// file where its type is one that kernels read, and become F32 otherwise. A model without a tokenizer, or with one of
+// file where its type is one that kernels read or F16, and become F32 otherwise. A model without a tokenizer, or with one of
 // a kind that is not supported, opens all the same.
 func Open(path string) (*Base, error) {
 	info, err := os.Stat(path)
@@ -224,7 +224,7 @@ func (b *Base) finish(all []slot) {
 	}
 	for _, s := range all {
 		b.parameters += s.dst.Len()
-		b.bytes += s.dst.Bytes()
+		b.bytes += storedBytes(*s.dst)
 	}
 	b.digest = sync.OnceValue(func() string { return digestOf(all) })
 }

@@ -206,7 +206,7 @@ func TestRunOnADevice(t *testing.T) {
 			cancel()
 		}
 	}}, look, lateRun()...)
-	if err == nil || !strings.Contains(err.Error(), "stopped at step 6 of 9") && !strings.Contains(err.Error(), "stopped at step 7 of 9") {
+	if !stoppedAt(err, 6, 9) {
 		t.Fatalf("interrupted at step 6: %v", err)
 	}
 	if ahead < 3 {
@@ -277,6 +277,30 @@ func TestDeviceThatFails(t *testing.T) {
 			sameRun(t, whole, dir)
 		})
 	}
+}
+
+// TestDeviceThatFailsWhileSaving: what it did not send takes no checkpoint's place.
+func TestDeviceThatFailsWhileSaving(t *testing.T) {
+	whole, dir := filepath.Join(t.TempDir(), "whole"), filepath.Join(t.TempDir(), "run")
+	if _, err := trainOn(t.Context(), whole, false, silent{}, lateRun()...); err != nil {
+		t.Fatal(err)
+	}
+	device := newLate(t, openBackend(t, cpu.Options{Threads: 1}))
+	_, err := trainAt(t.Context(), device, dir, false, watcher{step: func(s StepInfo) {
+		if s.Step == 8 { // which is saved next, in three pieces
+			device.failing, device.failAt = "Read", device.counts["done Read"]+2
+		}
+	}}, func(*run) {}, lateRun()...)
+	if !errors.Is(err, errFault) || !strings.HasPrefix(err.Error(), "saving step 8: ") {
+		t.Fatalf("error %v, want that of the device", err)
+	}
+	if latest := lastSaved(t, dir); latest.Step >= 8 {
+		t.Errorf("step %d was saved", latest.Step)
+	}
+	if _, err := trainOn(t.Context(), dir, true, silent{}, lateRun()...); err != nil {
+		t.Fatalf("resumed: %v", err)
+	}
+	sameRun(t, whole, dir)
 }
 
 // TestNonFiniteLossOnADevice names the step that it belongs to, though the next was launched already.

@@ -121,6 +121,10 @@ func (r *run) check(m memory, held int) error {
 		return nil
 	}
 	parts = append(parts, "adapter with gradients and moments "+size(m.trainable))
+	if m.weights > there {
+		return fmt.Errorf("the weights need %s of memory, and there are %s\nuse a smaller model or a GPU with more memory, or end other programs on this one",
+			size(m.weights), size(there))
+	}
 	what, lower := "training", []string{"adapter.rank", "adapter.experts"}
 	switch {
 	case m.tokens == 0:

@@ -75,6 +75,11 @@ func TestMemoryTooSmall(t *testing.T) {
 		advice   string
 	}{
 		{
+			"weights", usual.weights - 1, nil,
+			[]string{"the weights need " + size(usual.weights) + " of memory, and there are "},
+			"use a smaller model or a GPU with more memory, or end other programs on this one",
+		},
+		{
 			"weights and adapter", usual.weights + usual.trainable - 1, nil,
 			[]string{"training needs ", "weights " + size(usual.weights), "adapter with gradients and moments " + size(usual.trainable)},
 			"lower adapter.rank or adapter.experts",
@@ -125,7 +130,7 @@ func TestMemoryTooSmall(t *testing.T) {
 			if p, err = prepareOn(t, b, dir, c.settings...); err == nil {
 				err = p.r.reserve()
 			}
-			if enough := c.name != "weights and adapter"; enough != (err == nil) {
+			if enough := c.name != "weights" && c.name != "weights and adapter"; enough != (err == nil) {
 				t.Errorf("with a byte more: %v", err)
 			}
 		})

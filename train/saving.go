@@ -100,6 +100,10 @@ func (r *run) save() error {
 				s.Tensors = append(s.Tensors, t)
 			}
 		}
+		// What a device that failed did not send must not take the place of a checkpoint that is whole.
+		if err := r.Backend.Sync(); err != nil {
+			return fmt.Errorf("saving step %d: %w", r.state.Step, err)
+		}
 		err := checkpoints.SaveState(dir, s)
 		if errors.Is(err, checkpoints.ErrExists) { // from before an evaluation that was interrupted
 			err = replaceState(dir, s)

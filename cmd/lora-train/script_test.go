@@ -2,8 +2,10 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"testing"
 
@@ -39,9 +41,24 @@ func TestScripts(t *testing.T) {
 		},
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("LORA_SMOLLM2", os.Getenv("LORA_SMOLLM2"))
-			return nil
+			dir, err := fakeDriver(t)
+			env.Setenv("FAKE", dir)
+			return err
 		},
 	})
+}
+
+// fakeDriver is a folder with what plays NVIDIA's driver and cuBLAS, for a program that looks for them; empty without a C compiler.
+func fakeDriver(t *testing.T) (string, error) {
+	if _, err := exec.LookPath("cc"); err != nil || openCUDA == nil {
+		return "", nil
+	}
+	dir := t.TempDir()
+	library := filepath.Join(dir, "libcuda.so.1")
+	if out, err := exec.Command("cc", "-shared", "-fPIC", "-O1", "-o", library, "../../kernels/cuda/driver/testdata/fake.c").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w: %s", err, out)
+	}
+	return dir, os.Symlink("libcuda.so.1", filepath.Join(dir, "libcublas.so.13"))
 }
 
 // status runs a program and holds its exit status against the first argument.

@@ -33,7 +33,6 @@ type Backend struct {
 	bench kernels.Tensor // the workspace
 	// counters are zero between operations: how many blocks of a shared tile have come, see thin.cuh.
 	counters kernels.Tensor
-	lastOp   string
 	memory   kernels.Account
 }
 

@@ -21,6 +21,8 @@ type Device interface {
 	// Alloc is memory of zeros, aligned to 256 bytes. The error says how much was asked for and how much is free.
 	Alloc(bytes int) (Address, error)
 	Free(Address)
+	// FreeMemory is the bytes that Alloc can still give; ok is false if nobody can say.
+	FreeMemory() (bytes int, ok bool)
 	// Upload copies src, which may be changed when it returns.
 	Upload(dst Address, src []byte)
 	// Download copies to dst when all before it is done.

@@ -5,6 +5,7 @@ import "loratrain/kernels"
 var (
 	_ kernels.Profiler   = (*Backend)(nil)
 	_ kernels.Accountant = (*Backend)(nil)
+	_ kernels.Limited    = (*Backend)(nil)
 )
 
 // Profile implements [kernels.Profiler].

@@ -46,6 +46,9 @@ func (b *Backend) Free(t kernels.Tensor) {
 	}
 }
 
+// FreeMemory implements [kernels.Limited].
+func (b *Backend) FreeMemory() (bytes int, ok bool) { return b.dev.FreeMemory() }
+
 // Place is host brought to where the operations can read it: a copy.
 func (b *Backend) Place(host kernels.Tensor) (kernels.Tensor, error) {
 	t, err := b.Alloc(host.Type, host.Shape...)

@@ -3,8 +3,8 @@
 #
 # LORA_TRAIN is the program, by default built here with the tag gpu. PEER, if set, is a command that prints the peer's figures; it runs
 # between ours, so that both meet the same card in the same state. MODELS, if set, is a folder with llama2-7b and smollm2-135m as
-# random_model.py makes them: then the time from a start to its first step is measured too, of models in the page cache. The card
-# must be idle.
+# random_model.py makes them: then the time from a start to its first step is measured too, of models in the page cache, and how fast their
+# weights reach the card. The card must be idle.
 set -euo pipefail
 out="${1:?usage: train.sh FOLDER}"
 root="$(cd "$(dirname "$0")/../.." && pwd)"
@@ -34,6 +34,29 @@ first() { # SHAPE: the time to the first step, twice, of which the second finds 
   done
 }
 
+loading() { # SHAPE: the rate at which weights in the page cache reach the card, that of reading them, and the memory beside the file
+  [ -d "${MODELS:-}/$1" ] || return 0
+  echo "== $1: weights to the card"
+  local files=("$MODELS/$1"/*.safetensors) bytes begin read pid peak=0 now seconds
+  bytes=$(cat "${files[@]}" | wc -c)
+  begin=$(date +%s.%N)
+  for f in "${files[@]}"; do dd if="$f" of=/dev/null bs=16M status=none; done
+  read=$(awk "BEGIN {print $(date +%s.%N) - $begin}")
+  "$program" bench train --backend cuda --model "$MODELS/$1" --batch 1 --length 64 --steps 1 --warmup 1 --json "$out/loading-$1.json" \
+    >"$out/loading-$1.txt" &
+  pid=$!
+  while kill -0 "$pid" 2>/dev/null; do
+    now=$(awk '/^Rss(Anon|Shmem):/ {kib += $2} END {print kib + 0}' "/proc/$pid/status" 2>/dev/null || true)
+    [ "${now:-0}" -le "$peak" ] || peak=$now
+    sleep 0.02
+  done
+  wait "$pid"
+  seconds=$(sed -n 's/.*"weights": *\([0-9.e+-]*\).*/\1/p' "$out/loading-$1.json" | head -n 1)
+  awk -v bytes="$bytes" -v seconds="$seconds" -v read="$read" -v peak="$peak" 'BEGIN {
+    printf "%.2f GB in %.2f s: %.1f GB/s; read alone %.1f GB/s; at most %.2f GiB beside the mapped file\n",
+      bytes / 1e9, seconds, bytes / 1e9 / seconds, bytes / 1e9 / read, peak / 1024 / 1024 }' | tee -a "$out/loading-$1.txt"
+}
+
 seven=(--shape llama2-7b --batch 4 --length 512)
 small=(--shape smollm2-135m --batch 16 --length 512)
 measure llama2-7b "${seven[@]}" --steps 50 --profile
@@ -47,5 +70,7 @@ measure llama2-7b-again "${seven[@]}" --steps 50
 measure smollm2-135m-again "${small[@]}" --steps 100
 measure llama2-7b-recompute "${seven[@]}" --steps 50 --recompute
 "$program" bench gemm --backend cuda --json "$out/gemm.json" --shape llama2-7b --batch 4 --length 512 | tee "$out/gemm.txt"
-first smollm2-135m
-first llama2-7b
+for shape in smollm2-135m llama2-7b; do
+  loading "$shape"
+  first "$shape"
+done

@@ -34,8 +34,7 @@ func (d *device) Capture(f func()) (kernels.Recording, error) {
 	// Tracing waits after each kernel, which a graph does not allow: then the operations are all there is.
 	if !d.trace {
 		if err := result(C.queue_begin_capture(d.q)); err != nil {
-			d.fail("Capture", err)
-			return nil, fmt.Errorf("capture: %w", err)
+			return nil, d.failure("capture", err)
 		}
 	}
 	d.recording = r
@@ -67,7 +66,7 @@ func (d *device) record(op operation) {
 		return
 	}
 	if err := op.run(); err != nil {
-		r.err = fmt.Errorf("%s: %w", op.name, err)
+		r.err = refusal(op.name, err)
 	}
 }
 

@@ -62,13 +62,13 @@ func (d *device) prepare(library func() blasLibrary) error {
 // retain takes the device's primary context, which libraries use too, and makes the stream.
 func (d *device) retain() (err error) {
 	if d.ctx, err = d.dev.RetainPrimaryCtx(); err != nil {
-		return fmt.Errorf("context: %w\nthe card may be in exclusive use by another program, or have no memory left: nvidia-smi shows it", err)
+		return fmt.Errorf("context: %w\nthe card may be in exclusive use by another program, or have no memory left: nvidia-smi shows it", named(err))
 	}
 	d.held = true
 	d.q.context = *(*C.CUcontext)(unsafe.Pointer(&d.ctx))
 	return d.do(func() error {
 		if d.lane, err = cu.MakeStream(cu.NonBlocking); err != nil {
-			return fmt.Errorf("stream: %w", err)
+			return fmt.Errorf("stream: %w", named(err))
 		}
 		d.q.stream = C.CUstream(unsafe.Pointer(d.lane.C()))
 		return nil
@@ -80,9 +80,9 @@ func (d *device) do(f func() error) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	if err := cu.SetCurrentContext(d.ctx); err != nil {
-		return err
+		return named(err)
 	}
-	return f()
+	return named(f())
 }
 
 // Info is what the device is.

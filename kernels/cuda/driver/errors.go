@@ -8,6 +8,7 @@ import "C"
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 )
 
@@ -24,6 +25,14 @@ func result(r C.CUresult) error {
 		return nil
 	}
 	return code(r)
+}
+
+// named is err with the driver's own words for it if it is a bare answer that package cu passed on: cu knows few of them.
+func named(err error) error {
+	if v := reflect.ValueOf(err); err != nil && v.Kind() == reflect.Int && v.Type().PkgPath() == "gorgonia.org/cu" {
+		return code(v.Int())
+	}
+	return err
 }
 
 // blasStatus is an answer of cuBLAS that is not success.
@@ -92,7 +101,7 @@ func (d *device) fail(what string, err error) {
 	}
 	if !isFault(err) {
 		if d.failed == nil {
-			d.failed = fmt.Errorf("%s: %w", what, err)
+			d.failed = refusal(what, err)
 		}
 		return
 	}
@@ -103,6 +112,23 @@ func (d *device) fail(what string, err error) {
 	}
 	d.fault = fmt.Errorf("GPU %d: a kernel faulted: %w; %v\n"+
 		"run it again with LORA_CUDA_TRACE=1 in the environment to see which kernel; what was saved before is whole", d.index, err, &d.history)
+}
+
+// refusal is the error of work that was not taken.
+func refusal(what string, err error) error {
+	if _, ok := err.(blasStatus); ok {
+		return fmt.Errorf("%s: %w\ninstall a cuBLAS of CUDA 12 or 13 that is not newer than the driver", what, err)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+// failure is err, which a call returned for what, or the fault that it comes of.
+func (d *device) failure(what string, err error) error {
+	if isFault(err) {
+		d.fail("", err)
+		return d.fault
+	}
+	return refusal(what, err)
 }
 
 // forbidden reports a call that a capture cannot record.

@@ -100,7 +100,7 @@ func TestOpenErrors(t *testing.T) {
 		{"no such index", "", []string{"FAKE_DEVICES=2", "INDEX=2"}, []string{"there is no GPU 2: this machine has 2", "nvidia-smi lists them"}},
 		{"negative index", "", []string{"INDEX=-1"}, []string{"there is no GPU -1", "nvidia-smi lists them"}},
 		{"old card", "", []string{"FAKE_MAJOR=7"}, []string{"GPU 0, Fake Card, has compute capability 7.0, and bf16 needs 8.0", "A100 or newer"}},
-		{"modules refused", "", []string{"FAKE_REFUSE=all"}, []string{".cu: ", "driver may be too old for this card"}},
+		{"modules refused", "", []string{"FAKE_REFUSE=all"}, []string{".cu: CUDA_ERROR_", "driver may be too old for this card"}},
 		{"memory too small", "", []string{"FAKE_MEMORY=1000000"}, []string{"0.034 GB of GPU memory wanted, 0.001 GB of 0.001 GB free", "lower the batch"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -200,11 +200,12 @@ var scenes = map[string]func(){
 		os.Setenv("FAKE_HANG", "1")
 		fmt.Println(d.Close())
 	},
-	"transfers": transfersScene,
-	"launches":  launchesScene,
-	"products":  productsScene,
-	"captures":  capturesScene,
-	"profile":   profileScene,
-	"fault":     faultScene,
-	"mistakes":  mistakesScene,
+	"transfers":  transfersScene,
+	"launches":   launchesScene,
+	"products":   productsScene,
+	"captures":   capturesScene,
+	"profile":    profileScene,
+	"fault":      faultScene,
+	"late fault": lateFaultScene,
+	"mistakes":   mistakesScene,
 }

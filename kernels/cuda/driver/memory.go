@@ -6,6 +6,7 @@ package driver
 import "C"
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 
@@ -41,19 +42,32 @@ func (d *device) alloc(bytes int) (at cuda.Address, err error) {
 		return err
 	})
 	switch {
-	case errors.Is(err, cu.OutOfMemory):
+	case err == code(C.CUDA_ERROR_OUT_OF_MEMORY):
 		return 0, fmt.Errorf("%s of GPU memory wanted, %s of %s free\n"+
 			"lower the batch or the length, recompute activations, or end other programs on the card (nvidia-smi lists them)",
 			gigabytes(bytes), gigabytes(int(free)), gigabytes(int(total)))
 	case err != nil:
-		return 0, fmt.Errorf("%s of GPU memory: %w", gigabytes(bytes), err)
+		return 0, d.failure(gigabytes(bytes)+" of GPU memory", err)
 	}
 	d.memory[at] = bytes
 	return at, nil
 }
 
+// FreeMemory is what the card has left, whoever else uses it.
+func (d *device) FreeMemory() (bytes int, ok bool) {
+	if d.fault != nil || d.recording != nil {
+		return 0, false
+	}
+	err := d.do(func() error {
+		free, _, err := cu.MemInfo()
+		bytes = int(free)
+		return err
+	})
+	return bytes, err == nil
+}
+
 func gigabytes(n int) string {
-	if n < 1e8 {
+	if n < 1e9 { // three digits tell what is wanted from what is free
 		return fmt.Sprintf("%.3f GB", float64(n)/1e9)
 	}
 	return fmt.Sprintf("%.1f GB", float64(n)/1e9)
@@ -70,7 +84,7 @@ func (d *device) Free(at cuda.Address) {
 	d.flush()
 	delete(d.memory, at)
 	if err := d.do(func() error { return cu.MemFree(cu.DevicePtr(at)) }); err != nil {
-		d.fail("Free", err)
+		d.failed = cmp.Or(d.failed, d.failure("Free", err))
 	}
 }
 

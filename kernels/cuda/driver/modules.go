@@ -55,7 +55,7 @@ func load(m compiled.Module) (cu.Module, error) {
 	}
 	module, err := cu.LoadData(string(m.PTX()) + "\x00")
 	if err != nil {
-		return module, fmt.Errorf("kernels of %s.cu: %w\nthe driver may be too old for this card: install the newest that NVIDIA has for it", m.Name, err)
+		return module, fmt.Errorf("kernels of %s.cu: %w\nthe driver may be too old for this card: install the newest that NVIDIA has for it", m.Name, named(err))
 	}
 	return module, nil
 }

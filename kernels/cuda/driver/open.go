@@ -72,18 +72,18 @@ var start = sync.OnceValue(func() error {
 func find(index int) (cu.Device, cuda.Info, error) {
 	count, err := cu.NumDevices()
 	if err != nil {
-		return 0, cuda.Info{}, fmt.Errorf("GPUs: %w", err)
+		return 0, cuda.Info{}, fmt.Errorf("GPUs: %w", named(err))
 	}
 	if index < 0 || index >= count {
 		return 0, cuda.Info{}, fmt.Errorf("there is no GPU %d: this machine has %d, counted from 0\nnvidia-smi lists them; CUDA_VISIBLE_DEVICES hides some", index, count)
 	}
 	dev, err := cu.GetDevice(index)
 	if err != nil {
-		return 0, cuda.Info{}, fmt.Errorf("GPU %d: %w", index, err)
+		return 0, cuda.Info{}, fmt.Errorf("GPU %d: %w", index, named(err))
 	}
 	info, err := describe(dev)
 	if err != nil {
-		return 0, cuda.Info{}, fmt.Errorf("GPU %d: %w", index, err)
+		return 0, cuda.Info{}, fmt.Errorf("GPU %d: %w", index, named(err))
 	}
 	if info.Major < 8 {
 		return 0, cuda.Info{}, fmt.Errorf("GPU %d, %s, has compute capability %d.%d, and bf16 needs 8.0\nuse an A100 or newer, or --backend cpu",

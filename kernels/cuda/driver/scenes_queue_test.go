@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"os"
 	"testing"
 
 	"loratrain/kernels"
@@ -170,6 +171,49 @@ func TestFault(t *testing.T) {
 			t.Errorf("the driver noted %q last, expected the context's reset", notes[len(notes)-1])
 		}
 	}
+}
+
+// TestFaultThatShowsLate: whatever is called first after a kernel faulted says that one did, and not that its own work failed.
+func TestFaultThatShowsLate(t *testing.T) {
+	for _, first := range []string{"Alloc", "Capture", "Free", "Upload", "Download", "Launch", "Multiply", "Fetch"} {
+		out, _ := play(t, "late fault", "FAKE_FAULT=sum_bf16", "FAKE_EAGER=1", "FIRST="+first)
+		sayInLines(t, out, []string{
+			"GPU 0: a kernel faulted: CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered; queued were clear, clear, sum_bf16",
+			"run it again with LORA_CUDA_TRACE=1",
+		})
+	}
+}
+
+func lateFaultScene() {
+	d := mustOpen()
+	x, y := mustAlloc(d, 8), mustAlloc(d, 8)
+	d.Launch("sum_bf16", cuda.Launch{}, cuda.Address(0), terms{}, int32(0), int64(0))
+	var err error
+	switch os.Getenv("FIRST") {
+	case "Alloc":
+		_, err = d.Alloc(8)
+	case "Capture":
+		_, err = d.Capture(func() {})
+	case "Free":
+		d.Free(y)
+	case "Upload":
+		d.Upload(x, make([]byte, 8))
+	case "Download":
+		d.Download(make([]byte, 8), x)
+	case "Launch":
+		launchSum(d, cuda.Launch{})
+	case "Multiply":
+		one := cuda.Matrix{At: x, Type: kernels.F32, Rows: 1, Cols: 1, Stride: 1}
+		d.Multiply(cuda.Product{C: one, A: one, B: one.T(), Alpha: 1})
+	case "Fetch":
+		d.Fetch(make([]byte, 8), x)()
+	}
+	fault := d.Sync()
+	if err != nil && err != fault {
+		fmt.Println("the call itself:", err)
+	}
+	fmt.Println(fault)
+	d.Close()
 }
 
 func faultScene() {

@@ -244,6 +244,12 @@ func mistakesScene() {
 	fmt.Println(d.Sync())
 	launchSum(d, cuda.Launch{Shared: 999999})
 	fmt.Println(d.Sync())
+	before, ok := d.FreeMemory()
+	at := mustAlloc(d, 1000)
+	if after, _ := d.FreeMemory(); !ok || before-after != 1000 {
+		fmt.Printf("%d bytes are free, %d after 1000 were taken\n", before, after)
+	}
+	d.Free(at)
 	_, err := d.Alloc(2e9)
 	fmt.Println(err)
 	closeWell(d)

@@ -137,6 +137,9 @@ func (d *Device) Free(a cuda.Address) {
 	d.fail("Free", d.heap.free(a))
 }
 
+// FreeMemory implements [cuda.Device].
+func (d *Device) FreeMemory() (bytes int, ok bool) { return memoryBytes - d.heap.used, true }
+
 // Upload implements [cuda.Device].
 func (d *Device) Upload(dst cuda.Address, src []byte) {
 	if d.now("Upload") {

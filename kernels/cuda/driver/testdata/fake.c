@@ -1,7 +1,9 @@
 /* A driver and a cuBLAS without a card, for tests of what the package asks of them. Device memory is memory of the process. What is
-   queued on the stream is done when somebody waits for it and not before, so that a slot that is used again too early shows. A kernel does
-   nothing but leave a line in the file $FAKE_LOG when it runs; the one named $FAKE_FAULT faults. Other variables: FAKE_VERSION,
-   FAKE_INIT (what cuInit answers), FAKE_DEVICES, FAKE_MAJOR, FAKE_MEMORY (bytes), FAKE_REFUSE (of modules: fatbin or all), FAKE_HANG. */
+   queued on the stream is done when somebody waits for it and not before, so that a slot that is used again too early shows; with
+   FAKE_EAGER it is done at once, and a fault shows at whatever is called next. A kernel does nothing but leave a line in the file $FAKE_LOG
+   when it runs; those of $FAKE_FAULT fault, at launch number FAKE_FAULT_AT of them. Other variables: FAKE_VERSION, FAKE_INIT (what cuInit
+   answers), FAKE_DEVICES, FAKE_MAJOR, FAKE_MEMORY (bytes), FAKE_REFUSE (of modules: fatbin or all), FAKE_HANG, FAKE_BLAS
+   and FAKE_GEMM (what cuBLAS answers when it is started and to a product). */
 #define _GNU_SOURCE
 #include <stdarg.h>
 #include <stdint.h>
@@ -40,7 +42,7 @@ typedef struct op {
     size_t bytes;
     event *ev;
     char name[200];
-    int g[9];
+    int g[10];
     float alpha, beta;
 } op;
 typedef struct { op *ops; int count; } list;
@@ -52,6 +54,8 @@ static double clock_ms;
 static size_t used;
 static __thread void *current;
 static int the_context;
+
+static int dangerous; /* launches of $FAKE_FAULT */
 
 #define WELL do { if (fault) return fault; if (current != &the_context) return invalid_context; } while (0)
 
@@ -66,17 +70,22 @@ static float get(const void *p, int type, long i) {
     return x.f;
 }
 
+static void set(void *p, int type, long i, float f) {
+    union { float f; uint32_t u; } x = {f};
+    if (type == 0) ((float *)p)[i] = f;
+    else ((uint16_t *)p)[i] = (x.u + 0x7fff + (x.u >> 16 & 1)) >> 16;
+}
+
 static void gemm(op *o) { /* column by column */
-    int ta = o->g[0], tb = o->g[1], m = o->g[2], n = o->g[3], k = o->g[4], lda = o->g[5], ldb = o->g[6], ldc = o->g[7], type = o->g[8];
-    float *c = o->dst;
+    int ta = o->g[0], tb = o->g[1], m = o->g[2], n = o->g[3], k = o->g[4], lda = o->g[5], ldb = o->g[6], ldc = o->g[7], type = o->g[8], to = o->g[9];
     for (int j = 0; j < n; j++)
         for (int i = 0; i < m; i++) {
             double s = 0;
             for (int p = 0; p < k; p++)
                 s += get(o->src, type, ta ? p + (long)i * lda : i + (long)p * lda) *
                      get(o->ev, type, tb ? j + (long)p * ldb : p + (long)j * ldb);
-            float *to = &c[i + (long)j * ldc];
-            *to = o->alpha * s + (o->beta ? o->beta * *to : 0);
+            long at = i + (long)j * ldc;
+            set(o->dst, to, at, o->alpha * s + (o->beta ? o->beta * get(o->dst, to, at) : 0));
         }
 }
 
@@ -89,7 +98,7 @@ static void run_one(op *o) {
     case op_gemm: gemm(o); clock_ms += 2; break;
     case op_launch:
         note("ran %s", o->name);
-        if (bad && !strncmp(o->name, bad, strlen(bad))) fault = illegal_address;
+        if (bad && !strncmp(o->name, bad, strlen(bad)) && ++dangerous == setting("FAKE_FAULT_AT", 1)) fault = illegal_address;
         if (strncmp(o->name, "hold", 4)) clock_ms += 1;
         break;
     }
@@ -105,6 +114,7 @@ static void run_until(event *ev) {
 static result put(op o) {
     WELL;
     add(capturing ? &recorded : &stream, o);
+    if (!capturing && getenv("FAKE_EAGER")) run_until(NULL);
     return ok;
 }
 
@@ -186,7 +196,7 @@ result cuModuleLoadData(void **m, const void *image) {
     int fatbin = *(const uint32_t *)image == 0xBA55ED50;
     note("load %s", fatbin ? "fatbin" : "ptx");
     if (refuse && !strcmp(refuse, "all")) return bad_ptx;
-    if (refuse && fatbin) return no_binary;
+    if (refuse && !strcmp(refuse, "fatbin") && fatbin) return no_binary;
     *m = (void *)1;
     return ok;
 }
@@ -234,7 +244,7 @@ result cuGraphLaunch(list *e, void *s) {
 result cuGraphExecDestroy(list *e) { WELL; free(e->ops); free(e); note("graph destroyed"); return ok; }
 
 /* cuBLAS. */
-int cublasCreate_v2(void **h) { *h = &the_context; return ok; }
+int cublasCreate_v2(void **h) { *h = &the_context; return setting("FAKE_BLAS", 0); }
 int cublasDestroy_v2(void *h) { (void)h; note("cublas destroyed"); return ok; }
 int cublasSetStream_v2(void *h, void *s) { (void)h; return s == &stream ? ok : 7; }
 int cublasSetWorkspace_v2(void *h, void *w, size_t n) { (void)h; return w && n >= 32 << 20 ? ok : 7; }
@@ -242,7 +252,8 @@ int cublasSetMathMode(void *h, int mode) { (void)h; note("math mode %d", mode); 
 int cublasGemmEx(void *h, int ta, int tb, int m, int n, int k, const float *alpha, const void *a, int at, int lda, const void *b, int bt, int ldb,
                  const float *beta, void *c, int ct, int ldc, int compute, int algorithm) {
     (void)h;
-    if (at != bt || ct != 0 || compute != 68 || algorithm != -1) return 15;
+    if (setting("FAKE_GEMM", 0)) return setting("FAKE_GEMM", 0);
+    if (at != bt || (ct != 0 && ct != at) || compute != 68 || algorithm != -1) return 15;
     return put((op){.kind = op_gemm, .dst = c, .src = a, .ev = (event *)b, .alpha = *alpha, .beta = *beta,
-                    .g = {ta, tb, m, n, k, lda, ldb, ldc, at}}) ? 13 : ok;
+                    .g = {ta, tb, m, n, k, lda, ldb, ldc, at, ct}}) ? 13 : ok;
 }
