@@ -80,6 +80,9 @@ func (c Catalog) missing(name, path string, split Split) error {
 			others[i] = filepath.Base(o)
 		}
 		hint = fmt.Sprintf("that folder has only %s: give the file as %s=FILE or choose another task", strings.Join(others, ", "), name)
+		if split == Test {
+			hint += ", with eval.tasks if it is only trained on"
+		}
 	}
 	return fmt.Errorf("%s: no %s split: %s does not exist\n%s", name, split, path, hint)
 }
