@@ -30,6 +30,12 @@ func (b *Backend) SwitchGradHidden(du, dg, dy, u kernels.Tensor, sw kernels.Swit
 func (b *Backend) gradHidden(work *layout, du, dg, dy, u, up kernels.Tensor, s bank) {
 	rows, out := dy.Shape[0], dy.Shape[1]
 	if b.thin(s.columns, out, du, dy, u, up) {
+		if b.tallTakes(s.columns) {
+			t := b.tall(rows, out, thinTile, false)
+			b.dev.Launch(t.name("switch_grad_hidden"), t.launch, at(du), at(dg), at(dy), at(up), at(u), s.kernel(),
+				int32(rows), int32(out), int32(s.columns), int32(t.stages))
+			return
+		}
 		t := b.tiles(work, rows, out, s.columns)
 		b.dev.Launch(t.name("switch_grad_hidden"), t.launch, at(du), at(dg), at(dy), at(up), at(u), s.kernel(),
 			int32(rows), int32(out), int32(s.columns), at(t.parts), at(b.counters))
@@ -69,6 +75,12 @@ func (b *Backend) SwitchGradA(da, z, du kernels.Tensor) {
 	need(op, "du", du, b.float, rows, columns)
 
 	if b.thin(columns, width, da, z, du) {
+		if b.tallTakes(columns) {
+			t := b.tall(width, rows, thinTile, false)
+			b.dev.Launch(t.name("switch_grad_a"), t.launch, at(da), at(z), at(du),
+				int32(width), int32(rows), int32(columns), int32(t.stages))
+			return
+		}
 		t := b.tiles(new(layout), width, rows, columns)
 		b.dev.Launch(t.name("switch_grad_a"), t.launch, at(da), at(z), at(du),
 			int32(width), int32(rows), int32(columns), at(t.parts), at(b.counters))
@@ -94,6 +106,12 @@ func (b *Backend) SwitchGradB(db, u, dy kernels.Tensor, sw kernels.Switch) {
 
 func (b *Backend) gradB(db, u, dy kernels.Tensor, s bank) {
 	rows, out := dy.Shape[0], dy.Shape[1]
+	if b.thin(s.columns, out, db, dy, u) && b.tallTakes(s.columns) && s.experts <= tallExperts {
+		t := b.tallGated(out, rows)
+		b.dev.Launch(t.name("switch_grad_b"), t.launch, at(db), at(dy), at(u), s.kernel(),
+			int32(out), int32(rows), int32(s.columns), int32(t.stages))
+		return
+	}
 	var work layout
 	if b.thin(s.columns, out, db, dy, u) && s.gatedInside() {
 		t := b.tiles(&work, out, rows, s.columns)

@@ -139,9 +139,10 @@ func runtimeJob() (job, error) {
 	return job{"runtime", sources, headers, commonFlags}, err
 }
 
-// kernelJobs is a library of each .cu file in folder.
+// kernelJobs is a library of each .cu file in folder but those for Hopper alone.
 func kernelJobs(folder string) ([]job, error) {
 	sources, err := filepath.Glob(filepath.Join(folder, "*.cu"))
+	sources = slices.DeleteFunc(sources, func(s string) bool { return strings.HasSuffix(s, "_sm90.cu") })
 	if err == nil && len(sources) == 0 {
 		err = fmt.Errorf("kernels/cuda/emulator: no .cu file in %s", folder)
 	}
