@@ -123,6 +123,12 @@ func (b *Backend) SwitchLinear(y, u, x, z, w, bias, plus kernels.Tensor, sw kern
 func (b *Backend) hidden(work *layout, p, u, z, a kernels.Tensor, s bank) {
 	rows, width := z.Shape[0], z.Shape[1]
 	if b.thin(s.columns, width, u, z, a) {
+		if b.tallTakes(s.columns) {
+			t := b.tall(rows, width, thinTile, false)
+			b.dev.Launch(t.name("switch_hidden"), t.launch, at(u), at(p), at(z), at(a), s.kernel(),
+				int32(rows), int32(width), int32(s.columns), int32(t.stages))
+			return
+		}
 		t := b.tiles(work, rows, width, s.columns)
 		b.dev.Launch(t.name("switch_hidden"), t.launch, at(u), at(p), at(z), at(a), s.kernel(),
 			int32(rows), int32(width), int32(s.columns), at(t.parts), at(b.counters))

@@ -30,6 +30,12 @@ func (b *Backend) SwitchGradHidden(du, dg, dy, u kernels.Tensor, sw kernels.Swit
 func (b *Backend) gradHidden(work *layout, du, dg, dy, u, up kernels.Tensor, s bank) {
 	rows, out := dy.Shape[0], dy.Shape[1]
 	if b.thin(s.columns, out, du, dy, u, up) {
+		if b.tallTakes(s.columns) {
+			t := b.tall(rows, out, thinTile, false)
+			b.dev.Launch(t.name("switch_grad_hidden"), t.launch, at(du), at(dg), at(dy), at(up), at(u), s.kernel(),
+				int32(rows), int32(out), int32(s.columns), int32(t.stages))
+			return
+		}
 		t := b.tiles(work, rows, out, s.columns)
 		b.dev.Launch(t.name("switch_grad_hidden"), t.launch, at(du), at(dg), at(dy), at(up), at(u), s.kernel(),
 			int32(rows), int32(out), int32(s.columns), at(t.parts), at(b.counters))
@@ -76,6 +82,12 @@ func (b *Backend) SwitchGradA(da, z, du kernels.Tensor) {
 	need(op, "du", du, b.float, rows, columns)
 
 	if b.thin(columns, width, da, z, du) {
+		if b.tallTakes(columns) {
+			t := b.tall(width, rows, thinTile, false)
+			b.dev.Launch(t.name("switch_grad_a"), t.launch, at(da), at(z), at(du),
+				int32(width), int32(rows), int32(columns), int32(t.stages))
+			return
+		}
 		t := b.tiles(new(layout), width, rows, columns)
 		b.dev.Launch(t.name("switch_grad_a"), t.launch, at(da), at(z), at(du),
 			int32(width), int32(rows), int32(columns), at(t.parts), at(b.counters))
@@ -102,22 +114,41 @@ func (b *Backend) SwitchGradB(db, u, dy kernels.Tensor, sw kernels.Switch) {
 func (b *Backend) gradB(db, u, dy kernels.Tensor, s bank) {
 	rows, out := dy.Shape[0], dy.Shape[1]
 	var work layout
-	if b.thin(s.columns, out, db, dy, u) && s.gatedInside() {
-		t := b.tiles(&work, out, rows, s.columns)
-		t.launch.Shared += t.gateBytes()
-		b.dev.Launch(t.name("switch_grad_b_gated"), t.launch, at(db), at(dy), at(u), s.kernel(),
-			int32(out), int32(rows), int32(s.columns), at(t.parts), at(b.counters))
+	inside := s.gatedInside()
+	if b.tallTakes(s.columns) {
+		inside = s.experts <= tallExperts
+	}
+	if inside && b.thin(s.columns, out, db, dy, u) {
+		b.thinGradB(&work, db, u, dy, s)
 		return
 	}
 	p := work.take(b, b.float, rows, s.columns)
 	b.gated(p, u, s)
 	if b.thin(s.columns, out, db, dy, p) {
-		t := b.tiles(&work, out, rows, s.columns)
-		b.dev.Launch(t.name("switch_grad_b"), t.launch, at(db), at(dy), at(p),
-			int32(out), int32(rows), int32(s.columns), at(t.parts), at(b.counters))
+		b.thinGradB(&work, db, p, dy, bank{columns: s.columns, scale: 1})
 		return
 	}
 	b.product(Product{C: dense(db, s.columns, out), A: dense(p, rows, s.columns).T(), B: dense(dy, rows, out), Alpha: 1, Beta: 1})
+}
+
+// thinGradB adds s·(u ⊙ Ĝ)ᵀ·dy to db, where kernels can apply the gates of s, or there are none and the scale is 1.
+func (b *Backend) thinGradB(work *layout, db, u, dy kernels.Tensor, s bank) {
+	rows, out := dy.Shape[0], dy.Shape[1]
+	if b.tallTakes(s.columns) {
+		t := b.tallGated(out, rows)
+		b.dev.Launch(t.name("switch_grad_b"), t.launch, at(db), at(dy), at(u), s.kernel(),
+			int32(out), int32(rows), int32(s.columns), int32(t.stages))
+		return
+	}
+	t := b.tiles(work, out, rows, s.columns)
+	if s.experts > 0 {
+		t.launch.Shared += t.gateBytes()
+		b.dev.Launch(t.name("switch_grad_b_gated"), t.launch, at(db), at(dy), at(u), s.kernel(),
+			int32(out), int32(rows), int32(s.columns), at(t.parts), at(b.counters))
+		return
+	}
+	b.dev.Launch(t.name("switch_grad_b"), t.launch, at(db), at(dy), at(u),
+		int32(out), int32(rows), int32(s.columns), at(t.parts), at(b.counters))
 }
 
 // gatedInside says that switch_grad_b_gated can apply the gates itself.

@@ -139,9 +139,10 @@ func runtimeJob() (job, error) {
 	return job{"runtime", sources, headers, commonFlags}, err
 }
 
-// kernelJobs is a library of each .cu file in folder, but for those of one kind of card, whose instructions are not emulated.
+// kernelJobs is a library of each .cu file in folder but those for Hopper alone.
 func kernelJobs(folder string) ([]job, error) {
 	sources, err := filepath.Glob(filepath.Join(folder, "*.cu"))
+	sources = slices.DeleteFunc(sources, func(s string) bool { return strings.HasSuffix(s, "_sm90.cu") })
 	if err == nil && len(sources) == 0 {
 		err = fmt.Errorf("kernels/cuda/emulator: no .cu file in %s", folder)
 	}
@@ -164,9 +165,6 @@ func kernelJobs(folder string) ([]job, error) {
 	var jobs []job
 	for _, s := range sources {
 		name := strings.TrimSuffix(filepath.Base(s), ".cu")
-		if strings.Contains(name, "_sm") {
-			continue
-		}
 		jobs = append(jobs, job{name, []string{s}, slices.Sorted(maps.Keys(headers)), flags})
 	}
 	return jobs, nil

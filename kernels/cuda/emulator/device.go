@@ -88,7 +88,7 @@ func (d *Device) Unused() []string {
 	return names
 }
 
-// Info implements [cuda.Device]. The number of multiprocessors is odd on purpose.
+// Info implements [cuda.Device]. The number of multiprocessors is odd on purpose, and the card is none that has kernels of its own.
 func (d *Device) Info() cuda.Info {
 	return cuda.Info{Name: "emulated GPU", Memory: memoryBytes, Major: 8, Multiprocessors: 3}
 }
