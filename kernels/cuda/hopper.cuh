@@ -22,6 +22,14 @@ __device__ inline void barriers_init_done() { asm volatile("fence.mbarrier_init.
 __device__ inline void barrier_arrive_expecting(Barrier *b, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_at(b)), "r"(bytes) : "memory");
 }
+// Arrives at a barrier of this block.
+__device__ inline void barrier_arrive(Barrier *b) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_at(b)) : "memory");
+}
+// The same once this thread's cp.async so far have been made.
+__device__ inline void barrier_arrive_copied(Barrier *b) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_at(b)) : "memory");
+}
 // Arrives at the barrier at the same place in a block of this cluster. Not .release.cluster: what is released was read by wgmma, which has
 // been waited for, and a fence over the whole card here took half of the product's time.
 __device__ inline void barrier_arrive(Barrier *b, unsigned block) {
@@ -42,7 +50,18 @@ __device__ inline unsigned cluster_rank() {
     asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
     return r;
 }
-__device__ inline void cluster_sync() { asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory"); }
+// A barrier of all threads of a cluster, and its two halves.
+__device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.aligned;" ::: "memory"); }
+__device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
+__device__ inline void cluster_sync() { cluster_arrive(), cluster_wait(); }
+
+// Four floats of another block's shared memory: those that lie where p is in this block's.
+__device__ inline float4 cluster_load(const float *p, int block) {
+    float4 x;
+    asm volatile("{\n.reg .b32 at;\nmapa.shared::cluster.u32 at, %4, %5;\nld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [at];\n}"
+                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "r"(shared_at(p)), "r"(block) : "memory");
+    return x;
+}
 
 // Copies a box at (column x, row y) to shared memory aligned to 1024 bytes; `full` is told of its bytes.
 __device__ inline void copy_box(void *to, const TensorMap *map, int x, int y, Barrier *full) {
@@ -67,7 +86,7 @@ __device__ inline void copy_box_out(const TensorMap *map, int x, int y, const vo
 // Waits until all but this thread's last n groups have read shared memory; have written global memory.
 template <int n> __device__ inline void copies_out_read() { asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(n) : "memory"); }
 template <int n> __device__ inline void copies_out_wait() { asm volatile("cp.async.bulk.wait_group %0;" ::"n"(n) : "memory"); }
-// Makes this thread's writes to shared memory known to copies and wgmma; a barrier must follow.
+// Makes this thread's writes to shared memory, and those that it knows of, known to copies and wgmma; a barrier must follow unless it uses them.
 __device__ inline void shared_for_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // The registers of each thread of a warpgroup. Its four warps must agree.
@@ -80,8 +99,8 @@ __device__ inline void threads_sync(int barrier, int threads) { asm volatile("ba
 // What wgmma is told of panels in shared memory, with chunks swapped as boxes are. A panel has rows of 64 elements, eight in 1024 bytes. Those of
 // Along have the depth along a row, and any number of rows. Those of Deep have a row for each of 64 numbers of the depth; `panel` bytes are between
 // panels of 64 columns.
-__device__ inline unsigned long long panel_descriptor(const void *p, bool deep, int panel) {
-    unsigned long long d = (shared_at(p) & 0x3ffff) >> 4;
+__device__ inline unsigned long long panel_descriptor(unsigned at, bool deep, int panel) {
+    unsigned long long d = (at & 0x3ffff) >> 4; // in a cluster, what is above this is the block's rank
     d |= (unsigned long long)(deep ? panel >> 4 : 1) << 16;
     return d | 1024ull >> 4 << 32 | 1ull << 62;
 }
@@ -98,8 +117,9 @@ template <int n> __device__ inline void wgmma_wait_for(float (&d)[n]) {
     for (int i = 0; i < n; i++) asm volatile("" : "+f"(d[i])); // no use of d moves ahead of this
 }
 
-// Wgmma<N, DEEP>::run is d = a·b, + d unless add is 0, in the background, by a warpgroup: a (64, 16), b (16, N), d (64, N). Warp w has the rows
-// from 16w on: d[4i] and d[4i+1] are row lane/4, columns 8i + 2·(lane%4) and the next; d[4i+2] and d[4i+3] those of the row 8 below.
+// Wgmma<N, DEEP>: d = a·b, + d unless add is 0, in the background, by a warpgroup: a (64, 16), b (16, N), d (64, N). b is a panel's, DEEP or not,
+// and so is a, or it is fragments as those of mma.cuh. Warp w has the rows from 16w on: d[4i] and d[4i+1] are row lane/4, columns 8i + 2·(lane%4)
+// and the next; d[4i+2] and d[4i+3] those of the row 8 below.
 template <int N, bool DEEP> struct Wgmma;
 #define WGMMA_LIST_0 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define WGMMA_LIST_1 \
@@ -112,20 +132,28 @@ template <int N, bool DEEP> struct Wgmma;
 #define WGMMA_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define WGMMA_16(i) WGMMA_4(i), WGMMA_4(i + 4), WGMMA_4(i + 8), WGMMA_4(i + 12)
 #define WGMMA_32(i) WGMMA_16(i), WGMMA_16(i + 16)
-#define WGMMA(N, LIST, A, B, ADD, TURNED, ...)                                                                              \
-    template <bool DEEP> struct Wgmma<N, DEEP> {                                                                             \
-        __device__ static inline void run(float (&d)[N / 2], unsigned long long a, unsigned long long b, int add) {          \
-            asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " ADD ", 0;\n"                                              \
-                         "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" LIST "}, " A ", " B ", add, 1, 1, 0, " \
-                         TURNED ";\n}"                                                                                       \
-                         : __VA_ARGS__                                                                                       \
-                         : "l"(a), "l"(b), "r"(add), "n"(DEEP));                                                             \
-        }                                                                                                                    \
+#define WGMMA(N, LIST, A0, A1, A2, A3, A4, A5, ...)                                                                                 \
+    template <bool DEEP> struct Wgmma<N, DEEP> {                                                                                     \
+        template <bool A_DEEP = false>                                                                                               \
+        __device__ static inline void run(float (&d)[N / 2], unsigned long long a, unsigned long long b, int add) {                  \
+            asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " A2 ", 0;\n"                                                      \
+                         "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" LIST "}, " A0 ", " A1 ", add, 1, 1, " A3 ", " \
+                         A4 ";\n}"                                                                                                  \
+                         : __VA_ARGS__                                                                                               \
+                         : "l"(a), "l"(b), "r"(add), "n"(A_DEEP), "n"(DEEP));                                                        \
+        }                                                                                                                            \
+        __device__ static inline void add(float (&d)[N / 2], const unsigned (&a)[4], unsigned long long b) {                         \
+            asm volatile("{\n.reg .pred add;\nsetp.eq.u32 add, 0, 0;\n"                                                          \
+                         "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" LIST "}, {" A0 "," A1 "," A2 "," A3 "}, " A4  \
+                         ", add, 1, 1, " A5 ";\n}"                                                                                  \
+                         : __VA_ARGS__                                                                                               \
+                         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(DEEP));                                           \
+        }                                                                                                                            \
     };
-WGMMA(64, WGMMA_LIST_0, "%32", "%33", "%34", "%35", WGMMA_32(0))
-WGMMA(128, WGMMA_LIST_1, "%64", "%65", "%66", "%67", WGMMA_32(0), WGMMA_32(32))
-WGMMA(192, WGMMA_LIST_2, "%96", "%97", "%98", "%99", WGMMA_32(0), WGMMA_32(32), WGMMA_32(64))
-WGMMA(256, WGMMA_LIST_3, "%128", "%129", "%130", "%131", WGMMA_32(0), WGMMA_32(32), WGMMA_32(64), WGMMA_32(96))
+WGMMA(64, WGMMA_LIST_0, "%32", "%33", "%34", "%35", "%36", "%37", WGMMA_32(0))
+WGMMA(128, WGMMA_LIST_1, "%64", "%65", "%66", "%67", "%68", "%69", WGMMA_32(0), WGMMA_32(32))
+WGMMA(192, WGMMA_LIST_2, "%96", "%97", "%98", "%99", "%100", "%101", WGMMA_32(0), WGMMA_32(32), WGMMA_32(64))
+WGMMA(256, WGMMA_LIST_3, "%128", "%129", "%130", "%131", "%132", "%133", WGMMA_32(0), WGMMA_32(32), WGMMA_32(64), WGMMA_32(96))
 
 // Stores four matrices of 8 x 8: lane l gives the address of row l % 8 of matrix l / 8, and of each matrix has the elements 2·(l%4) and the next
 // of row l/4.

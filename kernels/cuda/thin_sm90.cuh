@@ -5,6 +5,7 @@
 // A tile is the long operand's N rows (or columns, where its rows are the depth) by the thin operand's 64 columns. For the tensor cores it
 // is turned: D (64, N) = thinᵀ·longᵀ.
 #pragma once
+#include "hopper.cuh"
 #include "mma.cuh"
 #include "switch.cuh"
 
@@ -14,37 +15,6 @@ constexpr int tall_panel = 64 * 64 * 2; // bytes of 64 x 64 elements, laid out a
 // The gates of a stage: for each expert its gates of 64 tokens; 4 more spread experts over the banks.
 constexpr int tall_experts = 16, tall_gates_stride = tall_depth + 4, tall_gates_size = tall_experts * tall_gates_stride;
 
-__device__ inline unsigned shared_at(const void *p) { return (unsigned)__cvta_generic_to_shared(p); }
-
-__device__ inline void barrier_init(unsigned bar, int count) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count) : "memory");
-}
-__device__ inline void barrier_arrive(unsigned bar) {
-    asm volatile("{ .reg .b64 s; mbarrier.arrive.shared::cta.b64 s, [%0]; }" ::"r"(bar) : "memory");
-}
-// Arrives once this thread's copies so far have been made.
-__device__ inline void barrier_arrive_copied(unsigned bar) {
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
-}
-__device__ inline void barrier_wait(unsigned bar, int parity) {
-    unsigned done = 0;
-    while (!done)
-        asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-                     : "=r"(done) : "r"(bar), "r"(parity) : "memory");
-}
-
-// A barrier of all threads of a cluster in two halves.
-__device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-__device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-
-// Four floats at an address of the shared memory of another block of the cluster.
-__device__ inline float4 cluster_load(unsigned at, int block) {
-    float4 x;
-    asm volatile("{ .reg .b32 a; mapa.shared::cluster.u32 a, %4, %5; ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [a]; }"
-                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "r"(at), "r"(block) : "memory");
-    return x;
-}
-
 __device__ inline void prefetch(const void *p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 __device__ inline void copy16_async(unsigned to, const void *from, bool valid) {
@@ -52,39 +22,6 @@ __device__ inline void copy16_async(unsigned to, const void *from, bool valid) {
 }
 __device__ inline void copy4_async(unsigned to, const void *from, bool valid) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(valid ? 4 : 0) : "memory");
-}
-
-__device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int n> __device__ inline void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(n) : "memory"); }
-// Lets tensor cores see what copies have written.
-__device__ inline void wgmma_see_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-
-// How wgmma is told of panels at an address: 1024 bytes from 8 rows to the next, a panel from 64 columns to the next; and what is added for
-// the next 16 of the depth, which is the rows (DEEP) or the columns.
-__device__ inline unsigned long long panels(unsigned at) {
-    return (unsigned long long)(at >> 4) | (unsigned long long)(tall_panel >> 4) << 16 | 1024ull >> 4 << 32 | 1ull << 62;
-}
-template <bool DEEP> constexpr int panels_step = DEEP ? 16 * 128 / 16 : 16 * 2 / 16;
-
-// d += aᵀ·bᵀ for a depth of 16; A_DEEP, B_DEEP: the rows in shared memory are the depth. a is panels, or fragments as mma's.
-#define D8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
-#define D32(i) D8(i), D8(i + 8), D8(i + 16), D8(i + 24)
-#define FIRST32 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-#define NEXT32 \
-    "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
-#define WGMMA(n, sums, a, rest)                                                                                     \
-    asm volatile("{ .reg .pred p; setp.eq.u32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 " \
-                 "{" sums "}, " a ", p, 1, 1, " rest "; }"
-template <bool A_DEEP, bool B_DEEP> __device__ inline void wgmma(float (&d)[32], unsigned long long a, unsigned long long b) {
-    WGMMA(64, FIRST32, "%32, %33", "%34, %35") : D32(0) : "l"(a), "l"(b), "n"(A_DEEP), "n"(B_DEEP));
-}
-template <bool B_DEEP> __device__ inline void wgmma(float (&d)[32], const unsigned (&a)[4], unsigned long long b) {
-    WGMMA(64, FIRST32, "{%32,%33,%34,%35}, %36", "%37") : D32(0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(B_DEEP));
-}
-template <bool B_DEEP> __device__ inline void wgmma(float (&d)[64], const unsigned (&a)[4], unsigned long long b) {
-    WGMMA(128, FIRST32 "," NEXT32, "{%64,%65,%66,%67}, %68", "%69")
-        : D32(0), D32(32) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(B_DEEP));
 }
 
 // A copying thread's part of a panel of m (rows, cols): 4 chunks, 16 rows apart.
@@ -176,14 +113,14 @@ template <int N, int S, bool THIN_DEEP, bool TALL_DEEP, bool GATED>
 __device__ inline void tall_product(float (&acc)[N / 2], unsigned char *shared, int stages, const bf16 *thin, const bf16 *tall, int cols,
                                     int rows, int depth, int row, Gates g) {
     constexpr int stage_size = tall_panel * (1 + N / 64);
-    __shared__ unsigned long long barriers[2][tall_stages];
-    unsigned full = shared_at(barriers[0]), empty = shared_at(barriers[1]), ring = shared_at(shared);
+    __shared__ Barrier full[tall_stages], empty[tall_stages];
+    unsigned ring = shared_at(shared);
     float *gates = (float *)(shared + stages * stage_size);
     int all = (depth + tall_depth - 1) / tall_depth, first = all * (int)blockIdx.y / S, n = all * ((int)blockIdx.y + 1) / S - first;
 
     if (threadIdx.x < stages) {
-        barrier_init(full + 8 * threadIdx.x, tall_workers);
-        barrier_init(empty + 8 * threadIdx.x, tall_workers / 32);
+        barrier_init(full + threadIdx.x, tall_workers);
+        barrier_init(empty + threadIdx.x, tall_workers / 32);
     }
     __syncthreads();
     if (threadIdx.x >= tall_workers) {
@@ -193,13 +130,13 @@ __device__ inline void tall_product(float (&acc)[N / 2], unsigned char *shared, 
         for (int i = 0, slot = 0, parity = 1; i < n; i++) {
             int k = (first + i) * tall_depth;
             unsigned stage = ring + slot * stage_size;
-            barrier_wait(empty + 8 * slot, parity);
+            barrier_wait(empty + slot, parity);
 #pragma unroll
             for (int p = 0; p < N / 64; p++)
                 from_tall.start(stage + (1 + p) * tall_panel, TALL_DEEP ? k : row + 64 * p, TALL_DEEP ? row + 64 * p : k);
             from_thin.start(stage, THIN_DEEP ? k : 0, THIN_DEEP ? 0 : k);
             if (GATED) from_gates.start(shared_at(gates + slot * tall_gates_size), k);
-            barrier_arrive_copied(full + 8 * slot);
+            barrier_arrive_copied(full + slot);
             if (++slot == stages) slot = 0, parity ^= 1;
         }
         return;
@@ -209,35 +146,35 @@ __device__ inline void tall_product(float (&acc)[N / 2], unsigned char *shared, 
     GatedFragments gated(g);
     unsigned a[4][4];
     for (int i = 0, slot = 0, before = 0, parity = 0; i < n; i++) {
-        barrier_wait(full + 8 * slot, parity);
-        wgmma_see_copies();
+        barrier_wait(full + slot, parity);
+        shared_for_copies(); // which a barrier has told this thread of
         unsigned stage = ring + slot * stage_size;
-        unsigned long long x = panels(stage), y = panels(stage + tall_panel);
+        unsigned long long x = panel_descriptor(stage, THIN_DEEP, tall_panel), y = panel_descriptor(stage + tall_panel, TALL_DEEP, tall_panel);
         if constexpr (GATED) {
             wgmma_wait<0>(); // a is free
-            if (i > 0 && threadIdx.x % 32 == 0) barrier_arrive(empty + 8 * before);
+            if (i > 0 && threadIdx.x % 32 == 0) barrier_arrive(empty + before);
             constexpr int steps = N == 64 ? 4 : 2; // as many as registers allow
             gated.load(a, stage);
 #pragma unroll
             for (int k = 0; k < 4; k += steps) {
                 gated.apply<steps>(a, gates + slot * tall_gates_size, k);
-                wgmma_fence();
+                wgmma_begin();
 #pragma unroll
-                for (int j = k; j < k + steps; j++) wgmma<TALL_DEEP>(acc, a[j], y + j * panels_step<TALL_DEEP>);
+                for (int j = k; j < k + steps; j++) Wgmma<N, TALL_DEEP>::add(acc, a[j], y + j * depth_step<TALL_DEEP>);
                 wgmma_commit();
             }
         } else {
-            wgmma_fence();
+            wgmma_begin();
 #pragma unroll
-            for (int k = 0; k < 4; k++) wgmma<THIN_DEEP, TALL_DEEP>(acc, x + k * panels_step<THIN_DEEP>, y + k * panels_step<TALL_DEEP>);
+            for (int k = 0; k < 4; k++) Wgmma<N, TALL_DEEP>::template run<THIN_DEEP>(acc, x + k * depth_step<THIN_DEEP>, y + k * depth_step<TALL_DEEP>, 1);
             wgmma_commit();
             wgmma_wait<1>();
-            if (i > 0 && threadIdx.x % 32 == 0) barrier_arrive(empty + 8 * before);
+            if (i > 0 && threadIdx.x % 32 == 0) barrier_arrive(empty + before);
         }
         before = slot;
         if (++slot == stages) slot = 0, parity ^= 1;
     }
-    wgmma_wait<0>();
+    wgmma_wait_for(acc);
 }
 
 // A tile's sums, as rows of the long operand with 64 columns or, TURNED, as 64 rows with a column for each of the long operand's rows; of
@@ -268,7 +205,7 @@ template <int N, int S, bool TURNED> struct TallTile {
             float *at = shared + row(j) * stride + col;
             float4 x[S];
 #pragma unroll
-            for (int i = 0; i < S; i++) x[i] = S > 1 ? cluster_load(shared_at(at), i) : *(const float4 *)at;
+            for (int i = 0; i < S; i++) x[i] = S > 1 ? cluster_load(at, i) : *(const float4 *)at;
 #pragma unroll
             for (int i = 1; i < S; i++) x[0].x += x[i].x, x[0].y += x[i].y, x[0].z += x[i].z, x[0].w += x[i].w;
             sums[j] = x[0];

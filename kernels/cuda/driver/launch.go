@@ -17,8 +17,8 @@ import (
 	"loratrain/kernels/cuda"
 )
 
-// sharedAlways is the dynamic shared memory that every kernel may have without asking.
-const sharedAlways = 48 << 10
+// sharedAlways is the dynamic shared memory that every kernel may have without asking: what static shared memory leaves of 48 KiB.
+const sharedAlways = 32 << 10
 
 // Launch queues a kernel by name.
 func (d *device) Launch(name string, l cuda.Launch, args ...any) {

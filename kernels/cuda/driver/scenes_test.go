@@ -176,7 +176,7 @@ func TestLaunches(t *testing.T) {
 	if !strings.HasPrefix(sumArguments(), arguments) || len(arguments) < 40 {
 		t.Errorf("arguments %s, expected %s", arguments, sumArguments())
 	}
-	if want := []string{"sum_f32 attribute 8 = 100000", "sum_f32 attribute 8 = 120000"}; !slices.Equal(attributes, want) {
+	if want := []string{"sum_f32 attribute 8 = 49152", "sum_f32 attribute 8 = 100000", "sum_f32 attribute 8 = 120000"}; !slices.Equal(attributes, want) {
 		t.Errorf("attributes set: %q, expected %q", attributes, want)
 	}
 }

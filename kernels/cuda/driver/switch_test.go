@@ -135,7 +135,10 @@ func TestGPUSwitch(t *testing.T) {
 					t.Errorf("%s has other bits when it is repeated", name)
 				}
 				most := 1e-5
-				if want[name].Type == kernels.BF16 {
+				switch {
+				case name == "y":
+					most = 5e-3 // the general way rounds to bf16 once more
+				case want[name].Type == kernels.BF16:
 					most = 1e-3 // some sums lie at the middle between two numbers
 				}
 				if diff := distance(got[name], want[name]); !(diff <= most) {
