@@ -127,6 +127,21 @@ WGMMA(128, WGMMA_LIST_1, "%64", "%65", "%66", "%67", WGMMA_32(0), WGMMA_32(32))
 WGMMA(192, WGMMA_LIST_2, "%96", "%97", "%98", "%99", WGMMA_32(0), WGMMA_32(32), WGMMA_32(64))
 WGMMA(256, WGMMA_LIST_3, "%128", "%129", "%130", "%131", WGMMA_32(0), WGMMA_32(32), WGMMA_32(64), WGMMA_32(96))
 
+// WgmmaRows<N, DEEP>::run is the same with a in registers, held as mma.cuh says of mma's: those of a warp are its 16 rows.
+template <int N, bool DEEP> struct WgmmaRows;
+#define WGMMA_ROWS(N, LIST, A, B, ADD, TURNED, ...)                                                                           \
+    template <bool DEEP> struct WgmmaRows<N, DEEP> {                                                                          \
+        __device__ static inline void run(float (&d)[N / 2], const unsigned (&a)[4], unsigned long long b, int add) {         \
+            asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " ADD ", 0;\n"                                                \
+                         "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" LIST "}, {" A "}, " B ", add, 1, 1, "   \
+                         TURNED ";\n}"                                                                                        \
+                         : __VA_ARGS__                                                                                        \
+                         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(DEEP));                          \
+        }                                                                                                                     \
+    };
+WGMMA_ROWS(64, WGMMA_LIST_0, "%32,%33,%34,%35", "%36", "%37", "%38", WGMMA_32(0))
+WGMMA_ROWS(128, WGMMA_LIST_1, "%64,%65,%66,%67", "%68", "%69", "%70", WGMMA_32(0), WGMMA_32(32))
+
 // Stores four matrices of 8 x 8: lane l gives the address of row l % 8 of matrix l / 8, and of each matrix has the elements 2·(l%4) and the next
 // of row l/4.
 __device__ inline void stmatrix(void *row, unsigned a, unsigned b, unsigned c, unsigned d) {
