@@ -29,6 +29,20 @@ var attentionSizes = []attentionSize{
 	{256, 1, 32, 32, 1, 16, 1, 32},
 }
 
+// attentionHopper is the size of heads that kernels for Hopper in bf16 are made for, each block 64 tokens or keys of one, or 0 if none
+// of them serves.
+type attentionHopper int
+
+func (b *Backend) attentionHopper(h kernels.Heads, aligned bool) attentionHopper {
+	switch {
+	case b.info.Major != 9 || b.info.Minor != 0 || !aligned || h.Dim <= 32 || h.Dim > 128:
+		return 0
+	case h.Dim <= 64:
+		return 64
+	}
+	return 128
+}
+
 // attentionHeads is the struct Heads of attention.cuh.
 type attentionHeads struct {
 	tokens, keys, query, kv, dim, aligned int32
@@ -39,7 +53,8 @@ type attentionHeads struct {
 type attention struct {
 	tokens, keys int
 	heads        kernels.Heads
-	size         attentionSize // of bf16
+	size         attentionSize   // of bf16
+	hopper       attentionHopper // of bf16
 	args         attentionHeads
 }
 
@@ -69,6 +84,7 @@ func (b *Backend) attentionIn(op string, q, k, v, spans kernels.Tensor, h kernel
 	if b.Float() != kernels.BF16 {
 		return a
 	}
+	a.hopper = b.attentionHopper(h, aligned == 1)
 	for _, s := range attentionSizes {
 		if h.Dim <= s.dim {
 			a.size = s
@@ -87,6 +103,11 @@ func (s attentionSize) launch(heads, rows, perBlock, shared int) Launch {
 	return Launch{Grid: [3]int{heads, ceil(rows, perBlock)}, Block: [3]int{128}, Shared: shared}
 }
 
+// launch is a block of a warpgroup for each head and 64 of rows, with so many tiles in shared memory and other bytes.
+func (s attentionHopper) launch(heads, rows, tiles, others int) Launch {
+	return Launch{Grid: [3]int{heads, ceil(rows, attentionTile)}, Block: [3]int{128}, Shared: tiles*attentionTile*int(s)*2 + others}
+}
+
 // Attention is o[t] = Σ_j softmax_j(q[t]·k[j]/√d)·v[j] for each head, over the keys j that token t sees:
 // spans[t] = (a, b, c, e) makes them the rows [a, b) and [c, e) of k and v, two ranges that do not meet. A
 // token that sees nothing gets zeros. lse[t, h] is the logarithm of the softmax's denominator, kept for the
@@ -99,6 +120,12 @@ func (b *Backend) Attention(o, lse, q, k, v, spans kernels.Tensor, heads kernels
 	a := b.attentionIn(op, q, k, v, spans, heads, o)
 	need(op, "o", o, b.Float(), a.tokens, heads.Query*heads.Dim)
 	maybe(op, "lse", lse, b.Param(), a.tokens, heads.Query)
+	if s := a.hopper; s > 0 {
+		// Tiles of q, k and v; ranges; and what attention_bf16 needs.
+		l := s.launch(heads.Query, a.tokens, 3, attentionTile*16+4*32+2*16)
+		b.dev.Launch(fmt.Sprintf("attention_hopper_%d", s), l, at(o), at(lse), at(q), at(k), at(v), at(spans), a.args)
+		return
+	}
 	name, l := "attention_f32", rowWarps(a.tokens*heads.Query)
 	if b.Float() == kernels.BF16 {
 		s, rows := a.size, 64*a.size.forward
@@ -112,7 +139,7 @@ func (b *Backend) Attention(o, lse, q, k, v, spans kernels.Tensor, heads kernels
 // AttentionGrad is the gradient of Attention, given its inputs and outputs. dq as q, dk and dv as k and v.
 func (b *Backend) AttentionGrad(dq, dk, dv, do, o, lse, q, k, v, spans kernels.Tensor, heads kernels.Heads) {
 	const op = "AttentionGrad"
-	a := b.attentionIn(op, q, k, v, spans, heads, dq, dk, dv, do)
+	a := b.attentionIn(op, q, k, v, spans, heads, dq, dk, dv, do, o)
 	for _, x := range []struct {
 		name    string
 		t, like kernels.Tensor
@@ -122,6 +149,16 @@ func (b *Backend) AttentionGrad(dq, dk, dv, do, o, lse, q, k, v, spans kernels.T
 	need(op, "lse", lse, b.Param(), a.tokens, heads.Query)
 
 	from := b.attentionPrepared(a)
+	if s := a.hopper; s > 0 {
+		// Tiles of q and do, or k and v, and two of each of the others; ranges and sums, of two tiles for keys; bounds of four warps.
+		queries := s.launch(heads.Query, a.tokens, 6, attentionTile*(16+8)+4*32)
+		keys := s.launch(heads.KV, a.keys, 6, 2*attentionTile*(16+8))
+		b.dev.Launch(fmt.Sprintf("attention_grad_queries_hopper_%d", s), queries,
+			at(dq), at(do), at(o), at(lse), at(q), at(k), at(v), at(spans), from, a.args)
+		b.dev.Launch(fmt.Sprintf("attention_grad_keys_hopper_%d", s), keys,
+			at(dk), at(dv), at(do), at(q), at(k), at(v), from, a.args)
+		return
+	}
 	typ := suffix(b.Float())
 	l := Launch{Grid: [3]int{heads.Query, ceil(a.tokens, attentionTile)}, Block: [3]int{256}}
 	b.dev.Launch("attention_prepare"+typ, l, from, at(do), at(o), at(lse), at(spans), a.args)
@@ -142,7 +179,7 @@ func (b *Backend) AttentionGrad(dq, dk, dv, do, o, lse, q, k, v, spans kernels.T
 	b.dev.Launch("attention_grad_queries"+typ, queries, at(dq), at(do), at(q), at(k), at(v), from, a.args)
 }
 
-// attentionPrepared is the struct Prepared of attention_grad.cu: the lse and Σ do·o of each head and token, the tokens' ranges,
+// attentionPrepared is the struct Prepared of attention_backward.cuh: the lse and Σ do·o of each head and token, the tokens' ranges,
 // and those of tiles of tokens, in the workspace.
 func (b *Backend) attentionPrepared(a attention) struct{ rows, seen, tiles Address } {
 	tiles := ceil(a.tokens, attentionTile)

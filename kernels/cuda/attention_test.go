@@ -174,6 +174,15 @@ func attentionTests() []attentionTest {
 		{name: "starts apart", heads: h, spans: slices.Concat(alike(16, 0, 100, 100, 230), alike(16, 1, 100, 101, 230)), keys: 230},
 		{name: "second of a tile", heads: h, spans: packed(all, 2, 130)},
 		{name: "blind among seers", heads: h, spans: slices.Concat(alike(20, 0, 130, 0, 0), alike(12, 0, 0, 0, 0), alike(70, 0, 130, 0, 0)), keys: 130},
+		{name: "tiles of the blind", heads: h, spans: slices.Concat(packed(all, 70), alike(150, 0, 0, 0, 0), alike(5, 0, 70, 0, 0)), keys: 70},
+		{
+			name: "tiles of the blind in large heads", heads: kernels.Heads{Query: 2, KV: 2, Dim: 128},
+			spans: slices.Concat(alike(140, 0, 0, 0, 0), alike(64, 3, 140, 150, 200)), keys: 204,
+		},
+		{
+			name: "seers in far tiles", heads: kernels.Heads{Query: 2, KV: 1, Dim: 40}, keys: 150, // more tiles between than a warp has lanes
+			spans: slices.Concat(packed(all, 70), alike(64*33, 130, 150, 0, 0), packed(all, 20), alike(20, 60, 70, 0, 9)),
+		},
 		{name: "low scores behind a hidden tile", heads: h, spans: steps(64, 4, 2), keys: 256, sharp: true},
 		{name: "one query", heads: kernels.Heads{Query: 3, KV: 1, Dim: 128}, spans: alike(1, 3, 450, 0, 0), keys: 500},
 		{name: "odd addresses", heads: h, spans: packed(all, 70, 64), odd: true},
@@ -197,6 +206,11 @@ func attentionTests() []attentionTest {
 				name: fmt.Sprintf("NaN in %s %d", plant, row), heads: h, spans: spans, plant: plant, row: row,
 			})
 		}
+	}
+	for _, plant := range []string{"q", "k", "v", "do"} {
+		tests = append(tests, attentionTest{
+			name: "NaN in " + plant + " of heads of 128", heads: kernels.Heads{Query: 2, KV: 1, Dim: 128}, spans: packed(all, 70, 20), plant: plant, row: 75,
+		})
 	}
 	tests = append(tests, attentionTest{
 		name: "NaN in v of large heads", heads: kernels.Heads{Query: 1, KV: 1, Dim: 200}, spans: packed(all, 70), plant: "v", row: 33,

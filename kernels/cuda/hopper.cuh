@@ -104,6 +104,7 @@ __device__ inline unsigned long long panel_descriptor(unsigned at, bool deep, in
     d |= (unsigned long long)(deep ? panel >> 4 : 1) << 16;
     return d | 1024ull >> 4 << 32 | 1ull << 62;
 }
+__device__ inline unsigned long long panel_descriptor(const void *p, bool deep, int panel) { return panel_descriptor(shared_at(p), deep, panel); }
 // What is added to a descriptor for each 16 numbers of the depth.
 template <bool DEEP> constexpr int depth_step = DEEP ? 16 * 128 >> 4 : 16 * 2 >> 4;
 
@@ -132,7 +133,7 @@ template <int N, bool DEEP> struct Wgmma;
 #define WGMMA_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define WGMMA_16(i) WGMMA_4(i), WGMMA_4(i + 4), WGMMA_4(i + 8), WGMMA_4(i + 12)
 #define WGMMA_32(i) WGMMA_16(i), WGMMA_16(i + 16)
-#define WGMMA(N, LIST, A0, A1, A2, A3, A4, A5, ...)                                                                                 \
+#define WGMMA(N, LIST, A0, A1, A2, A3, A4, A5, A6, ...)                                                                                 \
     template <bool DEEP> struct Wgmma<N, DEEP> {                                                                                     \
         template <bool A_DEEP = false>                                                                                               \
         __device__ static inline void run(float (&d)[N / 2], unsigned long long a, unsigned long long b, int add) {                  \
@@ -142,18 +143,18 @@ template <int N, bool DEEP> struct Wgmma;
                          : __VA_ARGS__                                                                                               \
                          : "l"(a), "l"(b), "r"(add), "n"(A_DEEP), "n"(DEEP));                                                        \
         }                                                                                                                            \
-        __device__ static inline void add(float (&d)[N / 2], const unsigned (&a)[4], unsigned long long b) {                         \
-            asm volatile("{\n.reg .pred add;\nsetp.eq.u32 add, 0, 0;\n"                                                          \
+        __device__ static inline void run(float (&d)[N / 2], const unsigned (&a)[4], unsigned long long b, int add) {                \
+            asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " A5 ", 0;\n"                                                      \
                          "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" LIST "}, {" A0 "," A1 "," A2 "," A3 "}, " A4  \
-                         ", add, 1, 1, " A5 ";\n}"                                                                                  \
+                         ", add, 1, 1, " A6 ";\n}"                                                                                  \
                          : __VA_ARGS__                                                                                               \
-                         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(DEEP));                                           \
+                         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(DEEP));                                 \
         }                                                                                                                            \
     };
-WGMMA(64, WGMMA_LIST_0, "%32", "%33", "%34", "%35", "%36", "%37", WGMMA_32(0))
-WGMMA(128, WGMMA_LIST_1, "%64", "%65", "%66", "%67", "%68", "%69", WGMMA_32(0), WGMMA_32(32))
-WGMMA(192, WGMMA_LIST_2, "%96", "%97", "%98", "%99", "%100", "%101", WGMMA_32(0), WGMMA_32(32), WGMMA_32(64))
-WGMMA(256, WGMMA_LIST_3, "%128", "%129", "%130", "%131", "%132", "%133", WGMMA_32(0), WGMMA_32(32), WGMMA_32(64), WGMMA_32(96))
+WGMMA(64, WGMMA_LIST_0, "%32", "%33", "%34", "%35", "%36", "%37", "%38", WGMMA_32(0))
+WGMMA(128, WGMMA_LIST_1, "%64", "%65", "%66", "%67", "%68", "%69", "%70", WGMMA_32(0), WGMMA_32(32))
+WGMMA(192, WGMMA_LIST_2, "%96", "%97", "%98", "%99", "%100", "%101", "%102", WGMMA_32(0), WGMMA_32(32), WGMMA_32(64))
+WGMMA(256, WGMMA_LIST_3, "%128", "%129", "%130", "%131", "%132", "%133", "%134", WGMMA_32(0), WGMMA_32(32), WGMMA_32(64), WGMMA_32(96))
 
 // Stores four matrices of 8 x 8: lane l gives the address of row l % 8 of matrix l / 8, and of each matrix has the elements 2·(l%4) and the next
 // of row l/4.

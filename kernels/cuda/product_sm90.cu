@@ -104,7 +104,7 @@ template <int COLS, bool DEEP> struct Product {
     // d = the stages of a depth, + d if there was a stage before. The last one stays under way.
     template <bool RIGHT_DEEP> __device__ void multiply(float (&d)[COLS / 2], int half, int depth, int &last) {
         for (int k = 0; k < depth; k += product_depth) {
-            unsigned at = shared_at(ring + stage * stage_bytes);
+            const unsigned char *at = ring + stage * stage_bytes;
             barrier_wait(full + stage, parity);
             unsigned long long left = panel_descriptor(at + half * panel_bytes, false, 0);
             unsigned long long right = panel_descriptor(at + left_bytes, RIGHT_DEEP, panel_bytes);

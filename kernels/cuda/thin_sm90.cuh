@@ -160,7 +160,7 @@ __device__ inline void tall_product(float (&acc)[N / 2], unsigned char *shared, 
                 gated.apply<steps>(a, gates + slot * tall_gates_size, k);
                 wgmma_begin();
 #pragma unroll
-                for (int j = k; j < k + steps; j++) Wgmma<N, TALL_DEEP>::add(acc, a[j], y + j * depth_step<TALL_DEEP>);
+                for (int j = k; j < k + steps; j++) Wgmma<N, TALL_DEEP>::run(acc, a[j], y + j * depth_step<TALL_DEEP>, 1);
                 wgmma_commit();
             }
         } else {
