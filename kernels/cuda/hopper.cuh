@@ -52,6 +52,8 @@ __device__ inline unsigned cluster_rank() {
 }
 // A barrier of all threads of a cluster, and its two halves.
 __device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.aligned;" ::: "memory"); }
+// The same for threads that have only read other blocks' shared memory: no fence over the whole card. What they read must have arrived.
+__device__ inline void cluster_arrive_read() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 __device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 __device__ inline void cluster_sync() { cluster_arrive(), cluster_wait(); }
 

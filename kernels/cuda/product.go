@@ -25,17 +25,35 @@ func productShared(width int) int {
 	return stages*(stage+16) + 4*productPanel
 }
 
-// productWidth is how wide the tiles of a product of so many rows and columns should be: what lies around a tile takes the time of about 64
-// columns.
-func (b *Backend) productWidth(rows, cols int) int {
-	best, least := 0, 0
+// productTail is the tiles that take the columns which fill no whole wave: the narrowest ones.
+const productTail = 128
+
+// productCost is about how long so many columns take in tiles of one width: what lies around a tile takes the time of about 64 columns.
+func (b *Backend) productCost(rows, cols, width int) int {
+	return ceil(ceil(rows, 2*productRows)*ceil(cols, width), b.clusters()) * (width + 64)
+}
+
+// productLaunch is what another launch costs, in columns' time at a depth of 1: some 3 µs.
+const productLaunch = 80000
+
+// productTiles divides the columns of a product: tiles of which width take how many of them, from the left. Where tiles fill a last wave badly,
+// narrow ones take the columns of that wave.
+func (b *Backend) productTiles(rows, cols, depth int) (first, firstWidth, restWidth int) {
+	groups, least := ceil(rows, 2*productRows), 0
 	for _, width := range productWidths {
-		tiles := ceil(rows, 2*productRows) * ceil(cols, width)
-		if cost := ceil(tiles, b.clusters()) * (width + 64); best == 0 || cost < least {
-			best, least = width, cost
+		if cost := b.productCost(rows, cols, width); least == 0 || cost < least {
+			first, firstWidth, restWidth, least = cols, width, 0, cost
+		}
+		whole := ceil(cols, width) * groups / b.clusters() * b.clusters() / groups * width // columns in whole waves
+		if width == productTail || whole == 0 || whole >= cols {
+			continue
+		}
+		cost := b.productCost(rows, whole, width) + b.productCost(rows, cols-whole, productTail) + productLaunch/depth
+		if cost < least {
+			first, firstWidth, restWidth, least = whole, width, productTail, cost
 		}
 	}
-	return best
+	return first, firstWidth, restWidth
 }
 
 // clusters is how many clusters of two blocks run at once.
@@ -55,19 +73,43 @@ func (b *Backend) together(operands ...kernels.Tensor) bool {
 	return true
 }
 
-// both is y = plus + x·wᵀ + h·v or, deep, y = plus + x·w + h·vᵀ, in one kernel; plus may be none. [Backend.together] must allow it.
+// both is y = plus + x·wᵀ + h·v or, deep, y = plus + x·w + h·vᵀ; plus may be none. [Backend.together] must allow it.
 func (b *Backend) both(y, x, w, h, v, plus kernels.Tensor, deep bool) {
-	rows, cols, depth, more := y.Shape[0], y.Shape[1], x.Shape[1], h.Shape[1]
-	width := b.productWidth(rows, cols)
-	box := func(t kernels.Tensor, rows int) Box { return Box{dense(t, t.Shape[0], t.Shape[1]), rows} }
-	// Each block of a cluster brings half of a panel: of its columns, or of its depth where the panel's rows are that.
-	name, wRows, vRows := "product_along_", width/2, productDepth/2
-	if deep {
-		name, wRows, vRows = "product_deep_", productDepth/2, width/2
+	cols := y.Shape[1]
+	first, width, rest := b.productTiles(y.Shape[0], cols, x.Shape[1])
+	b.bothColumns(y, x, w, h, v, plus, deep, 0, first, width)
+	if first < cols {
+		b.bothColumns(y, x, w, h, v, plus, deep, first, cols-first, rest)
 	}
-	tiles := ceil(rows, 2*productRows) * ceil(cols, width)
+}
+
+// bothColumns is both for n columns from one on, in tiles of a width.
+func (b *Backend) bothColumns(y, x, w, h, v, plus kernels.Tensor, deep bool, from, n, width int) {
+	rows, cols := y.Shape[0], y.Shape[1]
+	whole := func(t kernels.Tensor, boxRows int) Box { return Box{dense(t, t.Shape[0], t.Shape[1]), boxRows} }
+	// Those columns of y, as columns or rows of a matrix. Each block of a cluster brings half of a panel of w and v: of its columns, or of its
+	// depth where the panel's rows are that.
+	columns := func(t kernels.Tensor, boxRows int) Box {
+		m := dense(t, t.Shape[0], n)
+		m.At, m.Stride = m.At+Address(from*t.Type.Size()), cols
+		return Box{m, boxRows}
+	}
+	alongRows := func(t kernels.Tensor) Box {
+		m := dense(t, n, t.Shape[1])
+		m.At += Address(from * t.Shape[1] * t.Type.Size())
+		return Box{m, width / 2}
+	}
+	name, wBox, vBox := "product_along_", alongRows, func(t kernels.Tensor) Box { return columns(t, productDepth/2) }
+	if deep {
+		name, wBox, vBox = "product_deep_", vBox, wBox
+	}
+	more := at(plus)
+	if !plus.None() {
+		more += Address(from * plus.Type.Size())
+	}
+	tiles := ceil(rows, 2*productRows) * ceil(n, width)
 	b.dev.Launch(name+strconv.Itoa(width),
 		Launch{Grid: [3]int{2 * min(b.clusters(), tiles)}, Block: [3]int{productThreads}, Shared: productShared(width)},
-		box(x, productRows), box(w, wRows), box(h, productRows), box(v, vRows), box(y, 64), at(plus),
-		struct{ rows, cols, depth, more int32 }{int32(rows), int32(cols), int32(depth), int32(more)})
+		whole(x, productRows), wBox(w), whole(h, productRows), vBox(v), columns(y, 64), more,
+		struct{ rows, cols, stride, depth, more int32 }{int32(rows), int32(n), int32(cols), int32(x.Shape[1]), int32(h.Shape[1])})
 }

@@ -15,7 +15,8 @@
 constexpr int product_threads = 384, product_rows = 128, product_depth = 64;
 
 struct Extent {
-    int rows, cols, depth, more; // of y, and the lengths of the two sums
+    int rows, cols, stride; // of y, and of plus, whose rows are stride elements apart
+    int depth, more;        // the lengths of the two sums
 };
 
 // DEEP: w lies as (depth, cols) and v as (cols, more). Otherwise w lies as (cols, depth) and v as (more, cols).
@@ -136,7 +137,7 @@ template <int COLS, bool DEEP> struct Product {
 #pragma unroll
         for (int i = 0; i < COLS / 4; i++) {
             int r = row + i % 2 * 8, c = col + i / 2 * 8;
-            p[i] = r < s.rows && c < s.cols ? *(const unsigned *)(plus + (long long)r * s.cols + c) : 0;
+            p[i] = r < s.rows && c < s.cols ? *(const unsigned *)(plus + (long long)r * s.stride + c) : 0;
         }
         wgmma_wait_for(d);
         release(last);

@@ -27,6 +27,7 @@ var productTests = []productTest{
 	{257, 328, 584, 96, false},
 	{1000, 576, 1536, 64, true},
 	{2049, 1032, 4104, 64, true},
+	{2048, 520, 11008, 64, true}, // in two parts
 	{513, 11008, 4096, 512, true},
 }
 
@@ -141,6 +142,31 @@ func (c productTest) compare(t *testing.T, r *rand.Rand, name string, got []floa
 		if math.IsNaN(g) {
 			t.Errorf("%s[%d %d] was not written", name, i/cols, i%cols)
 			return
+		}
+	}
+}
+
+// TestProductTiles wants every column in one of two parts, the first of them whole tiles, and what was found best on an H100.
+func TestProductTiles(t *testing.T) {
+	b := newBench(t, 132).b
+	for _, rows := range []int{1, 300, 2048, 2304, 8192} {
+		for cols := 8; cols < 12000; cols += 488 {
+			first, width, rest := b.ProductTiles(rows, cols, 4096)
+			if first < 1 || first > cols || first < cols && (first%width != 0 || rest == 0) {
+				t.Errorf("%d x %d: %d columns in tiles of %d, the rest in tiles of %d", rows, cols, first, width, rest)
+			}
+		}
+	}
+	for _, c := range []struct{ rows, cols, depth, first, width, rest int }{
+		{2048, 4096, 4096, 4096, 256, 0},
+		{2048, 11008, 4096, 41 * 256, 256, 128},
+		{8192, 576, 576, 576, 192, 0},
+		{8192, 1536, 576, 1536, 256, 0},
+		{8192, 192, 576, 192, 128, 0},
+	} {
+		if first, width, rest := b.ProductTiles(c.rows, c.cols, c.depth); first != c.first || width != c.width || rest != c.rest {
+			t.Errorf("%d x %d x %d: %d columns in tiles of %d, the rest in tiles of %d; want %d, %d, %d",
+				c.rows, c.cols, c.depth, first, width, rest, c.first, c.width, c.rest)
 		}
 	}
 }

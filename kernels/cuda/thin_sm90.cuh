@@ -210,7 +210,12 @@ template <int N, int S, bool TURNED> struct TallTile {
             for (int i = 1; i < S; i++) x[0].x += x[i].x, x[0].y += x[i].y, x[0].z += x[i].z, x[0].w += x[i].w;
             sums[j] = x[0];
         }
-        if (S > 1) cluster_arrive();
+        if constexpr (S > 1) {
+#pragma unroll
+            for (int j = 0; j < passes; j++) // the sums are there before the other blocks may end
+                asm volatile("" : "+f"(sums[j].x), "+f"(sums[j].y), "+f"(sums[j].z), "+f"(sums[j].w));
+            cluster_arrive_read();
+        }
     }
     // Waits until no other block reads this one's shared memory.
     __device__ static void finish() {
