@@ -2,6 +2,7 @@ package model
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"math"
 	"slices"
@@ -72,11 +73,34 @@ type Agreement struct {
 const tolerance = 1e-4
 
 // Export writes the serving folder, reads it back, and runs every mode that applies on prompts, ids that real text gave, at least
-// one. What does not agree is deleted and never seen as dir.
+// one; Merged only where its copy of the weights fits. What does not agree is deleted and never seen as dir. All is computed in float32.
 func (m Adapted) Export(dir string, prompts [][]int32) (Agreement, error) {
 	if len(prompts) == 0 {
 		return Agreement{}, fmt.Errorf("%s: no prompts to verify the export with", dir)
 	}
+	m, done, err := m.exact()
+	if err != nil {
+		return Agreement{}, err
+	}
+	a, err := m.export(dir, prompts)
+	return a, cmp.Or(err, done())
+}
+
+// exact is m on a backend in float32, which done gives back.
+func (m Adapted) exact() (exact Adapted, done func() error, err error) {
+	b, ok := m.Placed.Backend.(kernels.Exacter)
+	if !ok || m.Placed.Backend.Float() != kernels.BF16 {
+		return m, func() error { return nil }, nil
+	}
+	e, err := b.Exact()
+	if err != nil {
+		return m, nil, fmt.Errorf("computing in float32: %w", err)
+	}
+	m.Placed = m.Placed.On(e)
+	return m, e.Close, nil
+}
+
+func (m Adapted) export(dir string, prompts [][]int32) (Agreement, error) {
 	c := m.config()
 	tensors, err := m.tensors()
 	if err != nil {
@@ -126,7 +150,7 @@ func (m Adapted) table() ([]checkpoints.Tensor, error) {
 
 // verify reads an export back, whose tensors should be the given ones, and compares.
 func (m Adapted) verify(dir string, c checkpoints.Config, tensors []checkpoints.Tensor, prompts [][]int32) (Agreement, error) {
-	a := Agreement{Prompts: len(prompts), Modes: Modes(m.Bank.Spec.Granularity)}
+	a := Agreement{Prompts: len(prompts), Modes: m.verifiable()}
 	e, err := checkpoints.OpenServing(dir)
 	if err != nil {
 		return a, err
@@ -173,6 +197,28 @@ func (m Adapted) verify(dir string, c checkpoints.Config, tensors []checkpoints.
 		a.Rounding = max(a.Rounding, distance(trained[p], logits[0][p]))
 	}
 	return a, nil
+}
+
+// verifiable is the modes that apply and whose memory there is.
+func (m Adapted) verifiable() []Mode {
+	return slices.DeleteFunc(Modes(m.Bank.Spec.Granularity), func(mode Mode) bool {
+		limited, ok := m.Placed.Backend.(kernels.Limited)
+		if !ok || mode != Merged {
+			return false
+		}
+		free, ok := limited.FreeMemory()
+		return ok && free < CopyBytes(m.Placed.Backend.Float(), m.Placed.Arch, m.Bank.Spec.Targets)
+	})
+}
+
+// CopyBytes is what a copy of the weights of some linear layers takes that experts are merged into, in a type.
+func CopyBytes(typ kernels.Type, a Arch, list []Target) int {
+	n := 0
+	for _, t := range list {
+		in, out := a.Shape(t)
+		n += a.Layers * in * out * typ.Size()
+	}
+	return n
 }
 
 // sameNumbers checks that an export holds the given tensors, rounded where it stores them as BF16.

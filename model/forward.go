@@ -55,6 +55,13 @@ func Place(b kernels.Backend, a Arch, w Weights, positions int) (*Placed, error)
 	return p, nil
 }
 
+// On is the same model for another backend that reads the same memory.
+func (p *Placed) On(b kernels.Backend) *Placed {
+	other := *p
+	other.Backend = b
+	return &other
+}
+
 // PlacedBytes is the memory that Place fills on a backend that copies weights.
 func PlacedBytes(b kernels.Backend, a Arch, w Weights, positions int) int {
 	n := positions * a.HeadDim * b.Param().Size()

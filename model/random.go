@@ -154,10 +154,3 @@ func PlaceRandom(b kernels.Backend, a Arch, seed uint64, positions int) (*Placed
 func ones(n int) kernels.Tensor {
 	return kernels.FromSlice(slices.Repeat([]kernels.BFloat16{kernels.ToBFloat16(1)}, n), n)
 }
-
-// On is the same model for another backend that reads the same memory.
-func (p *Placed) On(b kernels.Backend) *Placed {
-	other := *p
-	other.Backend = b
-	return &other
-}

@@ -16,7 +16,7 @@ type memory struct {
 	weights     int
 	trainable   int // adapter, gradients and moments
 	activations int
-	merged      int // weights that the export is verified with, when there are no activations any more
+	merged      int // weights with the shared expert, for the verification of the export, when there are no activations any more
 }
 
 func (m memory) all() int { return m.weights + m.trainable + max(m.activations, m.merged) }
@@ -64,22 +64,16 @@ func (r *run) batchSizes() ([]int, error) {
 	return slices.DeleteFunc(all, func(n int) bool { return !met[n] }), nil
 }
 
-// mergedBytes is what the copies of weights take that the verification of an export merges experts into: the shared one once,
-// the two of a token in the mode that does.
+// mergedBytes is what the copy of weights takes that the verification of an export merges the shared expert into.
 func mergedBytes(r *run) int {
-	spec, copies, n := r.bank.Spec, 0, 0
-	if slices.Contains(model.Modes(spec.Granularity), model.Merged) {
-		copies++
+	typ := r.Backend.Float()
+	if _, ok := r.Backend.(kernels.Exacter); ok {
+		typ = kernels.F32
 	}
-	if spec.Shared > 0 {
-		copies++
+	if r.bank.Spec.Shared == 0 {
+		return 0
 	}
-	for _, l := range r.Base.Weights.Layers {
-		for _, t := range spec.Targets {
-			n += l.W[t].Len() * r.Backend.Float().Size()
-		}
-	}
-	return copies * n
+	return model.CopyBytes(typ, r.Base.Arch, r.bank.Spec.Targets)
 }
 
 // checkWeights refuses, before anything is placed, what cannot fit whatever its batches are.
@@ -130,7 +124,7 @@ func (r *run) check(m memory, held int) error {
 	case m.tokens == 0:
 	case m.merged > m.activations:
 		what, parts = "verifying the export", append(parts, "merged weights "+size(m.merged))
-		lower = append(lower, "the number of adapter.targets")
+		lower = []string{"the number of adapter.targets", "adapter.shared_rank to 0"}
 	default:
 		what, parts = fmt.Sprintf("a step of %d tokens", m.tokens), append(parts, "activations "+size(m.activations))
 		lower = append([]string{"train.micro_tokens"}, lower...)

@@ -63,7 +63,7 @@ func TestMemoryTooSmall(t *testing.T) {
 		return m
 	}
 	few := []string{"adapter.rank=1", "adapter.experts=2"}
-	usual, recomputed, merging := plan(), plan("train.recompute=true"), plan(append(few, "train.batch=1")...)
+	usual, recomputed, merging := plan(), plan("train.recompute=true"), plan(append(few, "train.batch=1", "adapter.shared_rank=1")...)
 	if recomputed.activations*3 > usual.activations*2 {
 		t.Errorf("recomputed activations take %d bytes, kept ones %d", recomputed.activations, usual.activations)
 	}
@@ -96,9 +96,9 @@ func TestMemoryTooSmall(t *testing.T) {
 			"lower train.micro_tokens, adapter.rank or adapter.experts",
 		},
 		{
-			"the export", merging.all() - 1, append(few, "train.batch=1"),
+			"the export", merging.all() - 1, append(few, "train.batch=1", "adapter.shared_rank=1"),
 			[]string{"verifying the export needs ", "merged weights " + size(merging.merged)},
-			"lower adapter.rank, adapter.experts or the number of adapter.targets",
+			"lower the number of adapter.targets or adapter.shared_rank to 0",
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {

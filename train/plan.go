@@ -31,8 +31,12 @@ func (p *Prepared) Describe() (string, error) {
 	if c.Train.Recompute {
 		kept = " with blocks recomputed"
 	}
-	fmt.Fprintf(w, "memory     %s: weights %s, adapter with gradients and moments %s, activations of %d tokens %s%s; merged weights to verify the export %s\n",
-		size(m.all()), size(m.weights), size(m.trainable), m.tokens, size(m.activations), kept, size(m.merged))
+	fmt.Fprintf(w, "memory     %s: weights %s, adapter with gradients and moments %s, activations of %d tokens %s%s",
+		size(m.all()), size(m.weights), size(m.trainable), m.tokens, size(m.activations), kept)
+	if m.merged > 0 {
+		fmt.Fprintf(w, "; weights with the shared expert, to verify the export, %s", size(m.merged))
+	}
+	fmt.Fprintln(w)
 	return w.String(), nil
 }
 

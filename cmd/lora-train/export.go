@@ -91,8 +91,12 @@ func export(cmd *cobra.Command, run, out, format, modelPath string, flags comput
 // printAgreement says what the verification of an export found.
 func printAgreement(w io.Writer, a model.Agreement) {
 	fmt.Fprintf(w, "verified  on %s: ", plural(a.Prompts, "prompt"))
-	if len(a.Modes) > 1 {
-		fmt.Fprintf(w, "modes %s, %s and %s agree to %.1g in the logits; ", a.Modes[0], a.Modes[1], a.Modes[2], a.Between)
+	if n := len(a.Modes); n > 1 {
+		names := make([]string, n)
+		for i, m := range a.Modes {
+			names[i] = string(m)
+		}
+		fmt.Fprintf(w, "modes %s and %s agree to %.1g in the logits; ", strings.Join(names[:n-1], ", "), names[n-1], a.Between)
 	}
 	fmt.Fprintf(w, "rounding to bf16 changes them by up to %.1g\n", a.Rounding)
 }

@@ -34,6 +34,7 @@ type Backend struct {
 	// counters are zero between operations: how many blocks of a shared tile have come, see thin.cuh.
 	counters kernels.Tensor
 	memory   kernels.Account
+	borrowed bool // the device is another backend's
 }
 
 // workspaceBytes is the memory that operations may use while they run: a chunk of the logits, parts of long sums. An
@@ -51,6 +52,7 @@ func On(dev Device, o Options) (*Backend, error) {
 		return nil, fmt.Errorf("workspace: %w", err)
 	}
 	if b.counters, err = b.Alloc(kernels.I32, counterCount); err != nil {
+		b.Free(b.bench)
 		return nil, fmt.Errorf("counters: %w", err)
 	}
 	return b, nil

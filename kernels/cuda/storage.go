@@ -88,8 +88,25 @@ func (b *Backend) Zero(t kernels.Tensor) { b.dev.Clear(at(t), t.Bytes()) }
 // Sync waits for all operations and reports the first that failed since the last call.
 func (b *Backend) Sync() error { return b.dev.Sync() }
 
-// Close gives the device back.
-func (b *Backend) Close() error { return b.dev.Close() }
+// Close gives the device back, or what this backend has of one that it shares.
+func (b *Backend) Close() error {
+	if b.borrowed {
+		b.Free(b.bench)
+		b.Free(b.counters)
+		return b.dev.Sync()
+	}
+	return b.dev.Close()
+}
+
+// Exact is a backend in float32 on the tensors of this one.
+func (b *Backend) Exact() (kernels.Backend, error) {
+	e, err := On(b.dev, Options{Float32: true})
+	if err != nil {
+		return nil, err
+	}
+	e.borrowed = true
+	return e, nil
+}
 
 func same(op string, dst, src kernels.Tensor) {
 	if dst.Type != src.Type || dst.Len() != src.Len() {
