@@ -5,6 +5,9 @@
 // at run time. What is embedded in the program are the compiled kernels in the folder compiled, which
 // scripts/cuda/kernels.sh makes; no CUDA toolkit is needed to run it.
 //
+// Kernels in files named _sm90.cu are for Hopper (hopper.cuh has its instructions): large products that add the experts on the way, products with
+// few columns, attention. Other cards and the emulator use general kernels and cuBLAS for the same.
+//
 // A device is what the backend asks for memory, launches and products: a GPU (build tag gpu), or the emulator of
 // package emulator, which runs the same kernels' source on the processor, for tests.
 //

@@ -33,8 +33,8 @@ func (b *Backend) productCost(rows, cols, width int) int {
 	return ceil(ceil(rows, 2*productRows)*ceil(cols, width), b.clusters()) * (width + 64)
 }
 
-// productLaunch is what another launch costs, in columns' time at a depth of 1: some 3 µs.
-const productLaunch = 80000
+// productLaunch is what another launch and a tail of narrow tiles cost, in columns' time at a depth of 1: some 8 µs.
+const productLaunch = 200000
 
 // productTiles divides the columns of a product: tiles of which width take how many of them, from the left. Where tiles fill a last wave badly,
 // narrow ones take the columns of that wave.

@@ -61,7 +61,7 @@ seven=(--shape llama2-7b --batch 4 --length 512)
 small=(--shape smollm2-135m --batch 16 --length 512)
 measure llama2-7b "${seven[@]}" --steps 50 --profile
 measure smollm2-135m "${small[@]}" --steps 100 --profile
-[ -z "${PEER:-}" ] || eval "$PEER" 2>&1 | tee "$out/peer.txt"
+[ -z "${PEER:-}" ] || { eval "$PEER" 2>&1 || echo "the peer ended with status $?"; } | tee "$out/peer.txt"
 # The same total rank, 64, in 8, 16, 32 and 64 experts; and the first measurement again, which shows what the card's state does.
 for experts in 16 32 64; do
   measure "llama2-7b-$experts-experts" "${seven[@]}" --steps 50 --experts "$experts" --rank $((64 / experts))
