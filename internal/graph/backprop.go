@@ -2,6 +2,7 @@ package graph
 
 import (
 	"fmt"
+	"slices"
 
 	G "gorgonia.org/gorgonia"
 
@@ -20,6 +21,14 @@ type backward struct {
 	need  map[*G.Node]bool           // on a way from the loss to a trainable tensor
 	leaf  map[*G.Node]kernels.Tensor // where the gradients of trainable tensors are added up
 	terms map[*G.Node][]V            // what has arrived at a node and is not part of a later term
+	place map[*G.Node]int            // of nodes in the forward pass
+	waits map[*G.Node][]waiting      // what is made when a node's uses have been gone through
+}
+
+// waiting is a gradient of a node that is made later.
+type waiting struct {
+	of   *G.Node
+	make func() V
 }
 
 // Gradients adds the backward pass of loss, a value of one element, to the graph: reverse mode over the operations'
@@ -28,19 +37,29 @@ type backward struct {
 // gradient towards it adds to memory (Op.Adds), so that nothing is summed or copied twice. The values it returns must be among
 // the roots of Compile.
 func (r *Recorder) Gradients(loss, seed V, grads []Gradient) ([]V, error) {
-	w := backward{Recorder: r, need: map[*G.Node]bool{}, leaf: map[*G.Node]kernels.Tensor{}, terms: map[*G.Node][]V{loss.node: {seed}}}
+	w := backward{
+		Recorder: r, need: map[*G.Node]bool{}, leaf: map[*G.Node]kernels.Tensor{}, terms: map[*G.Node][]V{loss.node: {seed}},
+		place: map[*G.Node]int{}, waits: map[*G.Node][]waiting{},
+	}
 	for _, g := range grads {
 		w.need[g.Of.node] = true
 		w.leaf[g.Of.node] = g.Into
 	}
 	forward := r.made
-	for _, n := range forward {
+	for i, n := range forward {
 		w.mark(n)
+		w.place[n] = i
 	}
 	r.findUsers()
 	var roots []V
 	for i := len(forward) - 1; i >= 0; i-- {
 		n := forward[i]
+		for _, g := range w.waits[n] {
+			if err := w.arrive(g.of, g.make()); err != nil {
+				return nil, err
+			}
+		}
+		delete(w.waits, n)
 		ts := w.terms[n]
 		if !w.need[n] || len(ts) == 0 {
 			continue
@@ -101,6 +120,25 @@ func (w *backward) take(n *G.Node) V {
 	return ts[len(ts)-1]
 }
 
+// wait lets f make a gradient of a node when the pass has come to another, unless it needs the gradient before.
+func (w *backward) wait(of, until *G.Node, f func() V) bool {
+	if w.place[of] >= w.place[until] {
+		return false
+	}
+	w.waits[until] = append(w.waits[until], waiting{of, f})
+	return true
+}
+
+// isWaiting reports whether a gradient of n will be made later.
+func (w *backward) isWaiting(n *G.Node) bool {
+	for _, list := range w.waits {
+		if slices.ContainsFunc(list, func(g waiting) bool { return g.of == n }) {
+			return true
+		}
+	}
+	return false
+}
+
 // mark says whether a gradient must pass through n.
 func (w *backward) mark(n *G.Node) {
 	op, ok := n.Op().(G.SDOp)
@@ -121,6 +159,7 @@ func (w *backward) propagate(n *G.Node, dy V) error {
 	diff := op.DiffWRT(len(kids))
 	if o, ok := op.(*node); ok {
 		o.ask = Ask{need: make([]bool, len(o.in)), take: func(i int) V { return w.take(o.in[i].node) }}
+		o.ask.later = func(i, after int, f func() V) bool { return w.wait(o.in[i].node, o.in[after].node, f) }
 		for k, i := range o.present {
 			o.ask.need[i] = diff[k] && w.need[kids[k]]
 		}
@@ -131,6 +170,9 @@ func (w *backward) propagate(n *G.Node, dy V) error {
 	}
 	for k, kid := range kids {
 		if !diff[k] || !w.need[kid] {
+			continue
+		}
+		if given[k] == nil && w.isWaiting(kid) {
 			continue
 		}
 		if given[k] == nil {

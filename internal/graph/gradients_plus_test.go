@@ -137,6 +137,34 @@ func TestTakenGradientIsPartOfTheNext(t *testing.T) {
 	}
 }
 
+// TestGradientsThatReadOneInputFollowEachOther wants the gradients of A of layers with a common input side by side.
+func TestGradientsThatReadOneInputFollowEachOther(t *testing.T) {
+	for _, row := range plusRows() {
+		if row.name != "a block of two residuals" {
+			continue
+		}
+		places := map[string][]int{} // of a gradient of A, by the input that it reads
+		for i, n := range row.record(t, newBackend(t, true), row.names()...).program.order {
+			if n.Name == "SwitchGradA" {
+				name := n.in[0].node.String()
+				places[name] = append(places[name], i)
+			}
+		}
+		shared := 0
+		for input, at := range places {
+			for k := 1; k < len(at); k++ {
+				shared++
+				if at[k] != at[k-1]+1 {
+					t.Errorf("gradients that read %s are operations %v", input, at)
+				}
+			}
+		}
+		if len(places) != 3 || shared != 1 {
+			t.Errorf("%d inputs are read, one of them twice: %v", len(places), places)
+		}
+	}
+}
+
 // TestTakenGradientLeavesMemory measures a value with many uses: as many gradients arrive, and two at a time are in memory.
 func TestTakenGradientLeavesMemory(t *testing.T) {
 	const uses, rows, width = 20, 50, 8

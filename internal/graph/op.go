@@ -47,8 +47,9 @@ type Op struct {
 
 // Ask is what a backward pass wants of Grad.
 type Ask struct {
-	need []bool
-	take func(i int) V
+	need  []bool
+	take  func(i int) V
+	later func(i, after int, f func() V) bool
 }
 
 // Needs reports whether the gradient towards input i is needed.
@@ -61,6 +62,15 @@ func (a Ask) Take(i int) V {
 		return V{}
 	}
 	return a.take(i)
+}
+
+// Later makes the gradient towards input i when all uses of the input `after` have been gone through, if the pass can wait: f is what makes it, and
+// V is none then. So operations that read the same large input run one after the other and find it in a cache.
+func (a Ask) Later(i, after int, f func() V) V {
+	if a.later != nil && a.later(i, after, f) {
+		return V{}
+	}
+	return f()
 }
 
 // node is an Op as an operation of Gorgonia, at one place of the graph.

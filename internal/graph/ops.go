@@ -21,7 +21,7 @@ func Embed(x Exec, table, ids V) V {
 // RMSNorm normalises h in pieces of len(w), see [kernels.Network].
 func RMSNorm(x Exec, h, w V, eps float64) V {
 	return x.Apply(&Op{
-		Name: "RMSNorm", Out: []Spec{floats(x, h.Shape...)}, Diff: []int{0}, Cheap: true,
+		Name: "RMSNorm", Out: []Spec{floats(x, h.Shape...)}, Diff: []int{0},
 		Run: func(b kernels.Backend, out, in []kernels.Tensor) { b.RMSNorm(out[0], in[0], in[1], eps) },
 		Grad: func(x Exec, in, _ []V, dy V, ask Ask) []V {
 			return x.Apply(&Op{

@@ -54,10 +54,12 @@ func switchGrad(x Exec, in []V, u, dy V, ask Ask, bank Bank, same bool) []V {
 	du, dg := switchGradHidden(x, u, dy, a, b, gates, bank)
 	given[6] = dg
 	if ask.Needs(4) {
-		given[4] = x.Apply(&Op{
-			Name: "SwitchGradA", Out: []Spec{params(x, a.Shape...)}, Adds: true,
-			Run: func(k kernels.Backend, out, in []kernels.Tensor) { k.SwitchGradA(out[0], in[0], in[1]) },
-		}, z, du)[0]
+		given[4] = ask.Later(4, 1, func() V { // with those of the other layers that read z
+			return x.Apply(&Op{
+				Name: "SwitchGradA", Out: []Spec{params(x, a.Shape...)}, Adds: true,
+				Run: func(k kernels.Backend, out, in []kernels.Tensor) { k.SwitchGradA(out[0], in[0], in[1]) },
+			}, z, du)[0]
+		})
 	}
 	switch {
 	case ask.Needs(0) && same:
