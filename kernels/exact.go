@@ -4,4 +4,6 @@ package kernels
 type Exacter interface {
 	// Exact is a backend in float32 on the tensors of this one, which is in use until the other is closed.
 	Exact() (Backend, error)
+	// ExactBytes is the memory that Exact takes.
+	ExactBytes() int
 }

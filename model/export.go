@@ -150,7 +150,7 @@ func (m Adapted) table() ([]checkpoints.Tensor, error) {
 
 // verify reads an export back, whose tensors should be the given ones, and compares.
 func (m Adapted) verify(dir string, c checkpoints.Config, tensors []checkpoints.Tensor, prompts [][]int32) (Agreement, error) {
-	a := Agreement{Prompts: len(prompts), Modes: m.verifiable()}
+	a := Agreement{Prompts: len(prompts)}
 	e, err := checkpoints.OpenServing(dir)
 	if err != nil {
 		return a, err
@@ -167,6 +167,7 @@ func (m Adapted) verify(dir string, c checkpoints.Config, tensors []checkpoints.
 		return a, err
 	}
 	defer s.Close()
+	a.Modes = m.verifiable()
 	context := 1
 	for _, p := range prompts {
 		context = max(context, len(p))

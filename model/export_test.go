@@ -313,3 +313,43 @@ func TestExportOutOfMemory(t *testing.T) {
 		}
 	}
 }
+
+// limited is a backend with room for so many copies of a model's linear layers.
+type limited struct {
+	*counter
+	bytes int
+}
+
+func (l limited) FreeMemory() (int, bool) {
+	for _, t := range l.held {
+		if len(t.Shape) == 2 { // the copies are all that there is beside activations of one row or few
+			l.bytes -= t.Bytes()
+		}
+	}
+	return l.bytes, true
+}
+
+// TestExportLeavesOutWhatDoesNotFit: merging the shared expert takes one copy of the weights, the mode that merges another.
+func TestExportLeavesOutWhatDoesNotFit(t *testing.T) {
+	for _, c := range []struct {
+		copies float64
+		shared int
+		want   []Mode
+	}{
+		{0.5, 0, []Mode{Fused, Layerwise}},
+		{1.5, 0, []Mode{Fused, Merged, Layerwise}},
+		{1.5, 5, []Mode{Fused, Layerwise}},
+		{2.5, 5, []Mode{Fused, Merged, Layerwise}},
+	} {
+		m, b := adapted(t, "llama", cpu.Options{}, specOf(router.Token, c.shared), false)
+		one := CopyBytes(b.Float(), m.Placed.Arch, m.Bank.Spec.Targets)
+		m.Placed = m.Placed.On(limited{b, int(c.copies * float64(one))})
+		a, err := m.Export(filepath.Join(t.TempDir(), "export"), [][]int32{{1, 2, 3}})
+		if err != nil {
+			t.Errorf("room for %g copies, shared rank %d: %v", c.copies, c.shared, err)
+		}
+		if !slices.Equal(a.Modes, c.want) {
+			t.Errorf("room for %g copies, shared rank %d: modes %v, want %v", c.copies, c.shared, a.Modes, c.want)
+		}
+	}
+}

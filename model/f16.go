@@ -108,6 +108,7 @@ func (p *placer) matrix(src kernels.Tensor) (kernels.Tensor, error) {
 	}
 	narrow, err := p.b.Alloc(kernels.BF16, src.Shape...)
 	if err != nil {
+		p.b.Free(t)
 		return narrow, err
 	}
 	p.b.Round(narrow, t)

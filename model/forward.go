@@ -19,7 +19,7 @@ type Placed struct {
 func Place(b kernels.Backend, a Arch, w Weights, positions int) (*Placed, error) {
 	p := &Placed{Arch: a, Backend: b, weights: Weights{Layers: make([]LayerWeights, len(w.Layers))}}
 	var failed error
-	to := placer{b: b}
+	matrices := placer{b: b}
 	put := func(dst *kernels.Tensor, src kernels.Tensor) {
 		if failed == nil && !src.None() {
 			*dst, failed = b.Place(widened(src))
@@ -27,7 +27,7 @@ func Place(b kernels.Backend, a Arch, w Weights, positions int) (*Placed, error)
 	}
 	matrix := func(dst *kernels.Tensor, src kernels.Tensor) {
 		if failed == nil && !src.None() {
-			*dst, failed = to.matrix(src)
+			*dst, failed = matrices.matrix(src)
 		}
 	}
 	matrix(&p.weights.Embed, w.Embed)

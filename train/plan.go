@@ -34,7 +34,7 @@ func (p *Prepared) Describe() (string, error) {
 	fmt.Fprintf(w, "memory     %s: weights %s, adapter with gradients and moments %s, activations of %d tokens %s%s",
 		size(m.all()), size(m.weights), size(m.trainable), m.tokens, size(m.activations), kept)
 	if m.merged > 0 {
-		fmt.Fprintf(w, "; weights with the shared expert, to verify the export, %s", size(m.merged))
+		fmt.Fprintf(w, "; to verify the export %s", size(m.merged))
 	}
 	fmt.Fprintln(w)
 	return w.String(), nil

@@ -66,7 +66,7 @@ func (c compute) open(cmd *cobra.Command) (kernels.Backend, error) {
 
 func openGPU(c compute) (kernels.Backend, error) {
 	if openCUDA == nil {
-		return nil, usagef("build it with -tags gpu, or use --backend cpu", "this program was built without GPU support")
+		return nil, usagef("build it with make gpu, or use --backend cpu", "this program was built without GPU support")
 	}
 	return openCUDA(c.device, c.float32)
 }

@@ -42,8 +42,8 @@ func TestChoiceOfBackend(t *testing.T) {
 		usage       bool
 	}{
 		{"without support", nil, compute{backend: "auto"}, "cpu", "", "", false},
-		{"without support, asked for", nil, compute{backend: "cuda"}, "", "", "this program was built without GPU support\nbuild it with -tags gpu, or use --backend cpu", true},
-		{"without support, a device", nil, compute{backend: "auto", device: 1}, "", "", "this program was built without GPU support\nbuild it with -tags gpu, or use --backend cpu", true},
+		{"without support, asked for", nil, compute{backend: "cuda"}, "", "", "this program was built without GPU support\nbuild it with make gpu, or use --backend cpu", true},
+		{"without support, a device", nil, compute{backend: "auto", device: 1}, "", "", "this program was built without GPU support\nbuild it with make gpu, or use --backend cpu", true},
 		{"a card", open, compute{backend: "auto"}, "cuda", "", "", false},
 		{"a card, float32", open, compute{backend: "auto", float32: true}, "cuda", "", "", false},
 		{"a card, unwanted", open, compute{backend: "cpu"}, "cpu", "", "", false},

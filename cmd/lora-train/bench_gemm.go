@@ -15,8 +15,8 @@ func newBenchGEMMCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "gemm",
 		Short: "Measure products of matrices, a model's own among them",
-		Long: `Gemm measures products of square matrices and, with --shape or --model, those of a training step of that model
-forwards and backwards, on random numbers. A product of (rows, in) and (in, out) is 2·rows·in·out flops.`,
+		Long: `Gemm measures products of square matrices and, with --shape or --model, those of that model's linear
+layers without experts, forwards and backwards, on random numbers. A product of (rows, in) and (in, out) is 2·rows·in·out flops.`,
 		Example: `  lora-train bench gemm
   lora-train bench gemm --shape llama2-7b --batch 4 --length 512`,
 		Args: cobra.NoArgs,

@@ -2,9 +2,9 @@
 #pragma once
 #include "attention.cuh"
 
-// What attention_prepare leaves for the others. Tokens are rounded up to whole tiles.
+// What attention_prepare leaves for the others, or on Hopper attention_grad_queries_hopper for the keys. Tokens are rounded up to whole tiles.
 struct Prepared {
-    float2 *rows;  // (H, tokens): lse·log₂(e) and Σ do·o
+    float2 *rows;  // (H, tokens): lse·log₂(e), on Hopper ∞ for a token that sees nothing, and Σ do·o
     int4 *seen;    // (tokens): as ranges_of gives them
     Bounds *tiles; // of 64 tokens
 };

@@ -132,7 +132,6 @@ __device__ inline void hide_from(Square &s, const int4 *seen, int key) {
 }
 
 // grad_keys_hopper does 64 keys of a key-value head with a warpgroup. If EARLY, dV is begun before dP is there, which takes more registers.
-//
 template <int D, bool EARLY>
 __device__ inline void grad_keys_hopper(bf16 *dk, bf16 *dv, const bf16 *dout, const bf16 *q, const bf16 *k, const bf16 *v, const Prepared &from,
                                         const Heads &s) {

@@ -6,7 +6,7 @@
 #include "emulator.h"
 #else
 #define KERNEL(name)
-// Dynamic shared memory, aligned for 16-byte accesses.
+// Dynamic shared memory, aligned to 1024 bytes, as panels for wgmma must be (hopper.cuh).
 #define DYNAMIC_SHARED(T, name)                              \
     extern __shared__ __align__(1024) unsigned char shared_bytes[]; \
     T *name = reinterpret_cast<T *>(shared_bytes)

@@ -1,12 +1,12 @@
 // Package cuda implements the contract of package kernels on NVIDIA GPUs, A100 and newer.
 //
-// Start with [New]. The Go files check an operation's operands and queue its kernels, the .cu files beside them are the
-// kernels, one file for an operation and its gradient, and carry the contract's comment. Large products are cuBLAS's, opened
-// at run time. What is embedded in the program are the compiled kernels in the folder compiled, which
+// Start with [On]; package driver's NewBackend opens a GPU. The Go files check an operation's operands and queue its kernels, the .cu files
+// beside them are the kernels and carry the contract's comment. Large products are cuBLAS's, opened at run time. What is embedded in the program are the compiled kernels in the folder compiled, which
 // scripts/cuda/kernels.sh makes; no CUDA toolkit is needed to run it.
 //
 // Kernels in files named _sm90.cu are for Hopper (hopper.cuh has its instructions): large products that add the experts on the way, products with
-// few columns, attention. Other cards and the emulator use general kernels and cuBLAS for the same.
+// few columns, attention. Other cards and the emulator use general kernels and cuBLAS for the same; on Hopper cuBLAS is left with frozen linear
+// layers, the output projection, biases, rows of no multiple of 8 elements and float32.
 //
 // A device is what the backend asks for memory, launches and products: a GPU (build tag gpu), or the emulator of
 // package emulator, which runs the same kernels' source on the processor, for tests.
@@ -30,10 +30,10 @@ type Options struct {
 
 // Backend implements [kernels.Backend] on one device.
 type Backend struct {
-	dev   Device
-	float kernels.Type
-	info  Info
-	bench kernels.Tensor // the workspace
+	dev       Device
+	float     kernels.Type
+	info      Info
+	workspace kernels.Tensor // what operations may use while they run
 	// counters are zero between operations: how many blocks of a shared tile have come, see thin.cuh.
 	counters kernels.Tensor
 	memory   kernels.Account
@@ -51,11 +51,11 @@ func On(dev Device, o Options) (*Backend, error) {
 		b.float = kernels.F32
 	}
 	var err error
-	if b.bench, err = b.Alloc(kernels.F32, workspaceBytes/4); err != nil {
+	if b.workspace, err = b.Alloc(kernels.F32, workspaceBytes/4); err != nil {
 		return nil, fmt.Errorf("workspace: %w", err)
 	}
 	if b.counters, err = b.Alloc(kernels.I32, counterCount); err != nil {
-		b.Free(b.bench)
+		b.Free(b.workspace)
 		return nil, fmt.Errorf("counters: %w", err)
 	}
 	return b, nil

@@ -135,6 +135,7 @@ template <int N, bool DEEP> struct Wgmma;
 #define WGMMA_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define WGMMA_16(i) WGMMA_4(i), WGMMA_4(i + 4), WGMMA_4(i + 8), WGMMA_4(i + 12)
 #define WGMMA_32(i) WGMMA_16(i), WGMMA_16(i + 16)
+// A0… are the operands behind d: of the first form a, b, add, whether a and b are DEEP; of the second the four of a, b, add, whether b is DEEP.
 #define WGMMA(N, LIST, A0, A1, A2, A3, A4, A5, A6, ...)                                                                                 \
     template <bool DEEP> struct Wgmma<N, DEEP> {                                                                                     \
         template <bool A_DEEP = false>                                                                                               \

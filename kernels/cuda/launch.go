@@ -46,7 +46,7 @@ func (b *Backend) scratch(t kernels.Type, offsetBytes int, shape ...int) kernels
 	if offsetBytes%16 != 0 || offsetBytes+n > workspaceBytes {
 		panic(fmt.Sprintf("kernels/cuda: %d bytes at %d of a workspace of %d", n, offsetBytes, workspaceBytes))
 	}
-	return kernels.Tensor{Type: t, Shape: shape, Mem: b.bench.Mem.Slice(offsetBytes, offsetBytes+n)}
+	return kernels.Tensor{Type: t, Shape: shape, Mem: b.workspace.Mem.Slice(offsetBytes, offsetBytes+n)}
 }
 
 // rowWarps is a warp for each of n rows.

@@ -59,8 +59,8 @@ func (b *Backend) productTiles(rows, cols, depth int) (first, firstWidth, restWi
 // clusters is how many clusters of two blocks run at once.
 func (b *Backend) clusters() int { return b.info.Multiprocessors / 2 }
 
-// together says whether [Backend.both] takes these operands.
-func (b *Backend) together(operands ...kernels.Tensor) bool {
+// switchProductTakes says whether [Backend.switchProduct] takes these operands.
+func (b *Backend) switchProductTakes(operands ...kernels.Tensor) bool {
 	if b.info.Major != 9 || b.info.Minor != 0 {
 		return false
 	}
@@ -73,18 +73,18 @@ func (b *Backend) together(operands ...kernels.Tensor) bool {
 	return true
 }
 
-// both is y = plus + x·wᵀ + h·v or, deep, y = plus + x·w + h·vᵀ; plus may be none. [Backend.together] must allow it.
-func (b *Backend) both(y, x, w, h, v, plus kernels.Tensor, deep bool) {
+// switchProduct is y = plus + x·wᵀ + h·v or, deep, y = plus + x·w + h·vᵀ; plus may be none. [Backend.switchProductTakes] must allow it.
+func (b *Backend) switchProduct(y, x, w, h, v, plus kernels.Tensor, deep bool) {
 	cols := y.Shape[1]
 	first, width, rest := b.productTiles(y.Shape[0], cols, x.Shape[1])
-	b.bothColumns(y, x, w, h, v, plus, deep, 0, first, width)
+	b.switchProductColumns(y, x, w, h, v, plus, deep, 0, first, width)
 	if first < cols {
-		b.bothColumns(y, x, w, h, v, plus, deep, first, cols-first, rest)
+		b.switchProductColumns(y, x, w, h, v, plus, deep, first, cols-first, rest)
 	}
 }
 
-// bothColumns is both for n columns from one on, in tiles of a width.
-func (b *Backend) bothColumns(y, x, w, h, v, plus kernels.Tensor, deep bool, from, n, width int) {
+// switchProductColumns is that for n columns from one on, in tiles of a width.
+func (b *Backend) switchProductColumns(y, x, w, h, v, plus kernels.Tensor, deep bool, from, n, width int) {
 	rows, cols := y.Shape[0], y.Shape[1]
 	whole := func(t kernels.Tensor, boxRows int) Box { return Box{dense(t, t.Shape[0], t.Shape[1]), boxRows} }
 	// Those columns of y, as columns or rows of a matrix. Each block of a cluster brings half of a panel of w and v: of its columns, or of its

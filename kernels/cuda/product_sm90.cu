@@ -11,6 +11,7 @@
 // and then through h and v, so that what the experts add costs a stage or two and no pass over y. A tile is written by copies from shared memory
 // while the next one's first stages arrive.
 #include "hopper.cuh"
+#include "mma.cuh"
 
 constexpr int product_threads = 384, product_rows = 128, product_depth = 64;
 
@@ -72,6 +73,7 @@ template <int COLS, bool DEEP> struct Product {
             });
             if (threadIdx.x % 128 == 0) copies_out_wait<0>();
         }
+        __syncwarp();
         cluster_sync(); // the other block may still be told something
     }
 
@@ -155,7 +157,12 @@ template <int COLS, bool DEEP> struct Product {
 #pragma unroll
         for (int j = 0; j < COLS / 64; j++) {
             unsigned char *panel = out + (2 * half + j % 2) * panel_bytes;
-            if (leader) copies_out_read<1>();
+            if (leader) { // of a tile with an odd number of panels, the last one lay where the next tile's first does
+                if (j == 0 && COLS / 64 % 2 != 0)
+                    copies_out_read<0>();
+                else
+                    copies_out_read<1>();
+            }
             threads_sync(1 + half, 128);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
@@ -166,11 +173,6 @@ template <int COLS, bool DEEP> struct Product {
             threads_sync(1 + half, 128);
             if (leader) copy_box_out(y, col + 64 * j, row, panel);
         }
-    }
-    __device__ static unsigned pack(float low, float high) {
-        unsigned r;
-        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-        return r;
     }
 };
 

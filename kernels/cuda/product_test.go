@@ -28,6 +28,7 @@ var productTests = []productTest{
 	{1000, 576, 1536, 64, true},
 	{2049, 1032, 4104, 64, true},
 	{2048, 520, 11008, 64, true}, // in two parts
+	{8192, 576, 576, 64, true},   // several tiles of 192 columns for a block
 	{513, 11008, 4096, 512, true},
 }
 

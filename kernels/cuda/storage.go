@@ -91,12 +91,15 @@ func (b *Backend) Sync() error { return b.dev.Sync() }
 // Close gives the device back, or what this backend has of one that it shares.
 func (b *Backend) Close() error {
 	if b.borrowed {
-		b.Free(b.bench)
+		b.Free(b.workspace)
 		b.Free(b.counters)
 		return b.dev.Sync()
 	}
 	return b.dev.Close()
 }
+
+// ExactBytes is the memory that Exact takes.
+func (b *Backend) ExactBytes() int { return workspaceBytes }
 
 // Exact is a backend in float32 on the tensors of this one.
 func (b *Backend) Exact() (kernels.Backend, error) {

@@ -96,12 +96,12 @@ func (b *Backend) SwitchLinear(y, u, x, z, w, bias, plus kernels.Tensor, sw kern
 
 	var work layout
 	down, up := b.inFloat(&work, sw.A), b.inFloat(&work, sw.B)
-	if bias.None() && b.together(y, x, w, u, up, plus) {
+	if bias.None() && b.switchProductTakes(y, x, w, u, up, plus) {
 		pieces(rows, columns, func(from, n int) {
 			work := work
 			p := work.take(b, b.float, n, columns)
 			b.hidden(&work, p, rowsOf(u, from, n), rowsOf(z, from, n), down, s.rowsOf(from, n))
-			b.both(rowsOf(y, from, n), rowsOf(x, from, n), w, p, up, rowsOf(plus, from, n), false)
+			b.switchProduct(rowsOf(y, from, n), rowsOf(x, from, n), w, p, up, rowsOf(plus, from, n), false)
 		})
 		return
 	}

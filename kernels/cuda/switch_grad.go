@@ -60,8 +60,8 @@ func (b *Backend) SwitchGradInput(dx, dy, w, du, a, plus kernels.Tensor) {
 
 	var work layout
 	down := b.inFloat(&work, a)
-	if b.together(dx, dy, w, du, down, plus) {
-		b.both(dx, dy, w, du, down, plus, true)
+	if b.switchProductTakes(dx, dy, w, du, down, plus) {
+		b.switchProduct(dx, dy, w, du, down, plus, true)
 		return
 	}
 	// As in SwitchLinear, the smaller part comes first.
@@ -131,7 +131,7 @@ func (b *Backend) gradB(db, u, dy kernels.Tensor, s bank) {
 	b.product(Product{C: dense(db, s.columns, out), A: dense(p, rows, s.columns).T(), B: dense(dy, rows, out), Alpha: 1, Beta: 1})
 }
 
-// thinGradB adds s·(u ⊙ Ĝ)ᵀ·dy to db, where kernels can apply the gates of s, or there are none and the scale is 1.
+// thinGradB adds s·(u ⊙ Ĝ)ᵀ·dy to db, where kernels can apply the gates of s, or there are none and the scale is 1 (on Hopper any).
 func (b *Backend) thinGradB(work *layout, db, u, dy kernels.Tensor, s bank) {
 	rows, out := dy.Shape[0], dy.Shape[1]
 	if b.tallTakes(s.columns) {

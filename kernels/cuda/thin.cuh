@@ -1,4 +1,4 @@
-// Products with few columns on tensor cores: X·Y with X (rows, depth), Y (depth, cols), cols ≤ COLS. A block computes 64 rows by all
+// Products with few columns on tensor cores, on Hopper those that thin_sm90.cuh leaves: X·Y with X (rows, depth), Y (depth, cols), cols ≤ COLS. A block computes 64 rows by all
 // columns; several blocks may share a tile by its depth, and the last of them to finish adds their parts up, in their order.
 //
 // Both operands lie row-major, as they are or transposed, at addresses aligned to 16 bytes and with rows of a multiple of 8 elements.

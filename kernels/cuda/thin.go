@@ -129,7 +129,8 @@ func (b *Backend) tall(rows, depth, tile int, gated bool) tall {
 	if gated {
 		most = 2
 	}
-	if most == 3 && count > processors && count*2*10 <= processors*27 {
+	const fills = 2.7 // of three blocks on each multiprocessor, what two to a tile may come to
+	if most == 3 && count > processors && float64(count*2) <= fills*float64(processors) {
 		t.cluster = 2
 	}
 	together := min(most, ceil(count*t.cluster, processors))

@@ -98,13 +98,60 @@ func (h *hopper) operations(tokens, width int) map[string]cuda.Launch {
 	return h.launched
 }
 
-// TestSwitchOnHopper wants each kernel for Hopper to be launched in some case as it can be; what they compute is tested on a GPU.
-func TestSwitchOnHopper(t *testing.T) {
+// products runs switch linears whose tiles are of each width, and their gradients.
+func (h *hopper) products() map[string]cuda.Launch {
+	h.launched, h.processors = map[string]cuda.Launch{}, 4
+	b, err := cuda.On(h, cuda.Options{})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	const tokens, columns = 300, 8
+	array := func(rows, cols int) kernels.Tensor {
+		return place(h.t, b, kernels.BF16, make([]float64, rows*cols), rows, cols)
+	}
+	for _, width := range []int{128, 192, 256} {
+		x, u := array(tokens, width), array(tokens, columns)
+		sw := kernels.Switch{A: array(width, columns), B: array(columns, width), Scale: 2}
+		w := array(width, width)
+		b.SwitchLinear(array(tokens, width), u, x, x, w, kernels.Tensor{}, x, sw)
+		b.SwitchGradInput(array(tokens, width), x, w, u, sw.A, kernels.Tensor{})
+	}
+	return h.launched
+}
+
+// attentions runs attention and its gradient with heads of the sizes that there are kernels for.
+func (h *hopper) attentions() map[string]cuda.Launch {
+	h.launched = map[string]cuda.Launch{}
+	b, err := cuda.On(h, cuda.Options{})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	const tokens = 70
+	for _, dim := range []int{64, 128} {
+		heads := kernels.Heads{Query: 2, KV: 1, Dim: dim}
+		array := func(n int) kernels.Tensor {
+			return place(h.t, b, kernels.BF16, make([]float64, tokens*n*dim), tokens, n*dim)
+		}
+		spans, lse := place(h.t, b, kernels.I32, make([]float64, 4*tokens), tokens, 4), place(h.t, b, kernels.F32, make([]float64, 2*tokens), tokens, 2)
+		o, q, k, v := array(2), array(2), array(1), array(1)
+		b.Attention(o, lse, q, k, v, spans, heads)
+		b.AttentionGrad(array(2), array(1), array(1), array(2), o, lse, q, k, v, spans, heads)
+	}
+	return h.launched
+}
+
+// TestHopper wants each kernel for Hopper to be launched in some case as it can be; what they compute is tested on a GPU.
+func TestHopper(t *testing.T) {
 	h := &hopper{Device: emulator.ForTest(t, emulator.Options{}), t: t, kernels: compiled.Find(9, 0)}
 	unused := map[string]bool{}
 	for name, k := range h.kernels {
-		if k.Module.Name == "switch_sm90" {
+		if k.Module.Hopper {
 			unused[name] = true
+		}
+	}
+	for _, launched := range []map[string]cuda.Launch{h.products(), h.attentions()} {
+		for name := range launched {
+			delete(unused, name)
 		}
 	}
 	for _, processors := range []int{9, 14, 17, 20, 40, 45, 64, 70, 85, 90, 180} {
