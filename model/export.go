@@ -78,26 +78,13 @@ func (m Adapted) Export(dir string, prompts [][]int32) (Agreement, error) {
 	if len(prompts) == 0 {
 		return Agreement{}, fmt.Errorf("%s: no prompts to verify the export with", dir)
 	}
-	m, done, err := m.exact()
-	if err != nil {
-		return Agreement{}, err
+	if b, ok := m.Placed.Backend.(kernels.Exacter); ok && m.Placed.Backend.Float() == kernels.BF16 {
+		exact := b.Exact()
+		m.Placed = m.Placed.On(exact)
+		a, err := m.export(dir, prompts)
+		return a, cmp.Or(err, exact.Close())
 	}
-	a, err := m.export(dir, prompts)
-	return a, cmp.Or(err, done())
-}
-
-// exact is m on a backend in float32, which done gives back.
-func (m Adapted) exact() (exact Adapted, done func() error, err error) {
-	b, ok := m.Placed.Backend.(kernels.Exacter)
-	if !ok || m.Placed.Backend.Float() != kernels.BF16 {
-		return m, func() error { return nil }, nil
-	}
-	e, err := b.Exact()
-	if err != nil {
-		return m, nil, fmt.Errorf("computing in float32: %w", err)
-	}
-	m.Placed = m.Placed.On(e)
-	return m, e.Close, nil
+	return m.export(dir, prompts)
 }
 
 func (m Adapted) export(dir string, prompts [][]int32) (Agreement, error) {

@@ -64,16 +64,16 @@ func (r *run) batchSizes() ([]int, error) {
 	return slices.DeleteFunc(all, func(n int) bool { return !met[n] }), nil
 }
 
-// mergedBytes is what the verification of an export takes: computing in float32, and the copy of weights that it merges the shared expert into.
+// mergedBytes is what the copy of weights takes, in float32 on a GPU, that the verification of an export merges the shared expert into.
 func mergedBytes(r *run) int {
-	typ, n := r.Backend.Float(), 0
-	if e, ok := r.Backend.(kernels.Exacter); ok && typ == kernels.BF16 {
-		typ, n = kernels.F32, e.ExactBytes()
+	if r.bank.Spec.Shared == 0 {
+		return 0
 	}
-	if r.bank.Spec.Shared > 0 {
-		n += model.CopyBytes(typ, r.Base.Arch, r.bank.Spec.Targets)
+	typ := r.Backend.Float()
+	if _, ok := r.Backend.(kernels.Exacter); ok {
+		typ = kernels.F32
 	}
-	return n
+	return model.CopyBytes(typ, r.Base.Arch, r.bank.Spec.Targets)
 }
 
 // checkWeights refuses, before anything is placed, what cannot fit whatever its batches are.

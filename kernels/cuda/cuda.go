@@ -55,7 +55,6 @@ func On(dev Device, o Options) (*Backend, error) {
 		return nil, fmt.Errorf("workspace: %w", err)
 	}
 	if b.counters, err = b.Alloc(kernels.I32, counterCount); err != nil {
-		b.Free(b.workspace)
 		return nil, fmt.Errorf("counters: %w", err)
 	}
 	return b, nil

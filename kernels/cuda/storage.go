@@ -88,27 +88,17 @@ func (b *Backend) Zero(t kernels.Tensor) { b.dev.Clear(at(t), t.Bytes()) }
 // Sync waits for all operations and reports the first that failed since the last call.
 func (b *Backend) Sync() error { return b.dev.Sync() }
 
-// Close gives the device back, or what this backend has of one that it shares.
+// Close gives the device back, unless it is another backend's.
 func (b *Backend) Close() error {
 	if b.borrowed {
-		b.Free(b.workspace)
-		b.Free(b.counters)
 		return b.dev.Sync()
 	}
 	return b.dev.Close()
 }
 
-// ExactBytes is the memory that Exact takes.
-func (b *Backend) ExactBytes() int { return workspaceBytes }
-
-// Exact is a backend in float32 on the tensors of this one.
-func (b *Backend) Exact() (kernels.Backend, error) {
-	e, err := On(b.dev, Options{Float32: true})
-	if err != nil {
-		return nil, err
-	}
-	e.borrowed = true
-	return e, nil
+// Exact is a backend in float32 on the tensors of this one. It uses the same workspace: the device does one operation after the other.
+func (b *Backend) Exact() kernels.Backend {
+	return &Backend{dev: b.dev, float: kernels.F32, info: b.info, workspace: b.workspace, counters: b.counters, borrowed: true}
 }
 
 func same(op string, dst, src kernels.Tensor) {
