@@ -5,6 +5,7 @@ import (
 	"go/parser"
 	"go/token"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -83,4 +84,69 @@ func parse(t *testing.T, file string) *ast.File {
 // words is a comment without its line breaks and indentation, and with names of this package as others write them.
 func words(c *ast.CommentGroup) string {
 	return strings.ReplaceAll(strings.Join(strings.Fields(c.Text()), " "), "[kernels.", "[")
+}
+
+// TestKernelsCarryTheContractsComment does the same for the CUDA sources: where a comment begins to say what an operation of the contract is, it
+// says it as the contract does.
+func TestKernelsCarryTheContractsComment(t *testing.T) {
+	contract := contractComments(t)
+	files, err := filepath.Glob("kernels/cuda/*.cu")
+	if err != nil || len(files) < 20 {
+		t.Fatalf("%d CUDA sources: %v", len(files), err)
+	}
+	found := map[string]bool{}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, block := range sourceComments(string(text)) {
+			for name, want := range contract {
+				want = strings.ReplaceAll(want, "[Random]", "Random")
+				verb := strings.Fields(want)[1]
+				if !strings.HasPrefix(block, name+" "+verb+" ") {
+					continue
+				}
+				found[name] = true
+				if !strings.HasPrefix(block, want) {
+					t.Errorf("%s: the comment of %s is\n%s\nthe contract has\n%s", file, name, block, want)
+				}
+			}
+		}
+	}
+	found["LinearGrad"] = true // a product of cuBLAS, which has no source
+	for name := range contract {
+		if !found[name] {
+			t.Errorf("no CUDA source says what %s is", name)
+		}
+	}
+}
+
+// sourceComments is the text from each paragraph of a source's comments to the end of that comment.
+func sourceComments(source string) []string {
+	var blocks, paragraphs []string
+	flush := func() {
+		for i := range paragraphs {
+			blocks = append(blocks, strings.Join(strings.Fields(strings.Join(paragraphs[i:], " ")), " "))
+		}
+		paragraphs = nil
+	}
+	fresh := true
+	for line := range strings.Lines(source) {
+		text, ok := strings.CutPrefix(strings.TrimSpace(line), "//")
+		switch {
+		case !ok:
+			flush()
+			fresh = true
+		case strings.TrimSpace(text) == "":
+			fresh = true
+		case fresh:
+			paragraphs = append(paragraphs, text)
+			fresh = false
+		default:
+			paragraphs[len(paragraphs)-1] += " " + text
+		}
+	}
+	flush()
+	return blocks
 }

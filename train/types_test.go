@@ -2,6 +2,7 @@ package train
 
 import (
 	"fmt"
+	"path/filepath"
 	"reflect"
 	"testing"
 
@@ -59,6 +60,22 @@ func TestStepsInTwoTypes(t *testing.T) {
 			}
 			sameTrainables(t, "one by one", recorded, plain)
 			sameTrainables(t, "recomputed", recorded, again)
+		})
+	}
+}
+
+// TestExportOfBF16 trains in bf16 and far enough that merging experts in bf16 would round noticeably: the export is verified in float32.
+func TestExportOfBF16(t *testing.T) {
+	for _, gpu := range onGPUs("", false, true, tolerances{}) {
+		t.Run(gpu.name, func(t *testing.T) {
+			settings := append(resumedRun(), "adapter.granularity=token", "train.lr=0.05", "train.max_steps=3")
+			out, err := trainAt(t.Context(), gpu.open(t), filepath.Join(t.TempDir(), "run"), false, silent{}, func(*run) {}, settings...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if a := out.Agreement; !(a.Between <= 1e-4) || !(a.Rounding > 1e-3) || len(a.Modes) != 3 {
+				t.Errorf("modes %v differ by %g and rounding changes by %g; expected three modes, at most 1e-4 and more than 1e-3", a.Modes, a.Between, a.Rounding)
+			}
 		})
 	}
 }

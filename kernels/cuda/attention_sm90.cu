@@ -3,6 +3,9 @@
 // token that sees nothing gets zeros. lse[t, h] is the logarithm of the softmax's denominator, kept for the
 // gradient, or none. o, q (T, H·d), k, v (N, K·d), spans (T, 4) i32, lse (T, H).
 //
+// Rows of k and v are the batch's own tokens in training, where one range is the token's sequence up to
+// itself and the other a prompt shared by several continuations; or a cache that holds them.
+//
 // On Hopper, as attention.cu does it, with wgmma: scores are products of tiles in shared memory, and weights go from registers to the product with
 // values. One tile of keys and one of values at a time, each copied while the other is at work, leave room for three blocks or more to a
 // multiprocessor; one's products hide another's exponentials and first copies.

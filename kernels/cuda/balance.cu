@@ -1,6 +1,7 @@
 // Balance is loss = E·Σ_e f_e·p_e over the tokens with seq ≥ 0, where f_e is the share of the top-2 places
 // that e holds (a place counts if its gate is above 0) and p_e its mean softmax probability: 1 if all experts
 // are used alike. It also writes f to loads. loss (1), loads (E), logits, gates (T, E), seq (T) i32.
+//
 // BalanceGrad is dlogits[t] = dloss·E/N·p[t] ⊙ (f - Σ_e f_e·p[t, e]) for the N tokens with seq ≥ 0, where p[t] is
 // the softmax of a row and f = loads; zero for the others. dloss (1).
 #include "common.cuh"

@@ -1,7 +1,9 @@
 // Gate is, in each row, softmax over the two largest logits, zero elsewhere; ties go to the lower expert.
 // gates, logits (T, E).
+//
 // Top2 is Gate in short form: ids of the two largest logits, the larger first, and their softmax. Ties go to the
 // lower expert. ids (T, 2) i32, weights (T, 2), logits (T, E).
+//
 // GateGrad is dlogits = g ⊙ (dg - Σ_e g_e·dg_e), row by row.
 //
 // A warp takes a row.

@@ -1,6 +1,7 @@
 // CrossEntropy is loss = Σ_t log Σ_v exp(h[t]·w[v]) - h[t]·w[targets[t]] over the tokens with a target ≥ 0,
 // and, unless dh is none, its gradient towards h, zero in the other rows. Never more than a chunk of the
 // logits is in memory. loss (1), dh, h (T, D), w (V, D), targets (T) i32.
+//
 // LogProb is lp[t] = h[t]·w[targets[t]] - log Σ_v exp(h[t]·w[v]) for the tokens with a target ≥ 0, zero for
 // the others. lp (T), otherwise as CrossEntropy.
 //

@@ -1,8 +1,11 @@
 // The large products of
 //
 // SwitchLinear is u = z·A and y = plus + x·wᵀ + bias + s·(u ⊙ Ĝ)·B, where Ĝ = [G ⊗ 1_R | 1] (T, C).
+// y (T, D_out), u (T, C), x (T, D), z (T, D): x or x after dropout, w (D_out, D), bias (D_out) or none, plus as y
+// or none.
 //
-// SwitchGradInput is dx = plus + dy·w + du·Aᵀ.
+// SwitchGradInput is dx = plus + dy·w + du·Aᵀ. dx (T, D), dy (T, D_out), w (D_out, D), du (T, C), a (D, C) of type
+// Param or Float, plus as dx or none.
 //
 // on Hopper's tensor cores: y = plus + x·w + h·v, where h and v are narrow.
 //

@@ -1,5 +1,7 @@
 // Route is logits = h·routerᵀ. logits (T, E), h (T, D), router (E, D).
+//
 // RouteGradInput is dh = dlogits·router. dh (T, D), dlogits (T, E), router (E, D).
+//
 // RouteGradWeight adds dlogitsᵀ·h to dr. dr (E, D), dlogits (T, E), h (T, D).
 //
 // The router stays float32: rounding it would move decisions that are nearly ties.
