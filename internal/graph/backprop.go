@@ -2,7 +2,6 @@ package graph
 
 import (
 	"fmt"
-	"slices"
 
 	G "gorgonia.org/gorgonia"
 
@@ -129,16 +128,6 @@ func (w *backward) wait(of, until *G.Node, f func() V) bool {
 	return true
 }
 
-// isWaiting reports whether a gradient of n will be made later.
-func (w *backward) isWaiting(n *G.Node) bool {
-	for _, list := range w.waits {
-		if slices.ContainsFunc(list, func(g waiting) bool { return g.of == n }) {
-			return true
-		}
-	}
-	return false
-}
-
 // mark says whether a gradient must pass through n.
 func (w *backward) mark(n *G.Node) {
 	op, ok := n.Op().(G.SDOp)
@@ -157,9 +146,17 @@ func (w *backward) mark(n *G.Node) {
 func (w *backward) propagate(n *G.Node, dy V) error {
 	op, kids := n.Op().(G.SDOp), w.kids[n]
 	diff := op.DiffWRT(len(kids))
+	waits := map[*G.Node]bool{} // what n gives later
 	if o, ok := op.(*node); ok {
 		o.ask = Ask{need: make([]bool, len(o.in)), take: func(i int) V { return w.take(o.in[i].node) }}
-		o.ask.later = func(i, after int, f func() V) bool { return w.wait(o.in[i].node, o.in[after].node, f) }
+		o.ask.later = func(i, after int, f func() V) bool {
+			of := o.in[i].node
+			if !w.wait(of, o.in[after].node, f) {
+				return false
+			}
+			waits[of] = true
+			return true
+		}
 		for k, i := range o.present {
 			o.ask.need[i] = diff[k] && w.need[kids[k]]
 		}
@@ -172,7 +169,7 @@ func (w *backward) propagate(n *G.Node, dy V) error {
 		if !diff[k] || !w.need[kid] {
 			continue
 		}
-		if given[k] == nil && w.isWaiting(kid) {
+		if given[k] == nil && waits[kid] {
 			continue
 		}
 		if given[k] == nil {
