@@ -52,7 +52,7 @@ __device__ inline unsigned cluster_rank() {
 }
 // A barrier of all threads of a cluster, and its two halves.
 __device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.aligned;" ::: "memory"); }
-// The same for threads that have only read other blocks' shared memory: no fence over the whole card. What they read must have arrived.
+// The same for threads that have only read other blocks' shared memory: no fence over the whole card. What they read must have arrived, see arrived.
 __device__ inline void cluster_arrive_read() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 __device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 __device__ inline void cluster_sync() { cluster_arrive(), cluster_wait(); }
@@ -63,6 +63,12 @@ __device__ inline float4 cluster_load(const float *p, int block) {
     asm volatile("{\n.reg .b32 at;\nmapa.shared::cluster.u32 at, %4, %5;\nld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [at];\n}"
                  : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "r"(shared_at(p)), "r"(block) : "memory");
     return x;
+}
+
+// Waits for x, which was made of what this thread has read. Without it the compiler takes loads for done when they have begun, and lets a
+// barrier that follows pass them: a block whose shared memory is being read could end, which is a fault. It never sleeps but by chance.
+__device__ inline void arrived(unsigned x) {
+    asm volatile("{\n.reg .pred chance;\nsetp.eq.u32 chance, %0, 0x7fedcba9;\n@chance nanosleep.u32 0;\n}" ::"r"(x) : "memory");
 }
 
 // Copies a box at (column x, row y) to shared memory aligned to 1024 bytes; `full` is told of its bytes.

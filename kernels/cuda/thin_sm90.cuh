@@ -201,6 +201,7 @@ template <int N, int S, bool TURNED> struct TallTile {
             __syncthreads();
 #pragma unroll
         for (int j = 0; j < passes; j++) {
+            sums[j] = make_float4(0, 0, 0, 0);
             if (row(j) >= end) continue;
             float *at = shared + row(j) * stride + col;
             float4 x[S];
@@ -211,9 +212,11 @@ template <int N, int S, bool TURNED> struct TallTile {
             sums[j] = x[0];
         }
         if constexpr (S > 1) {
+            unsigned all = 0;
 #pragma unroll
-            for (int j = 0; j < passes; j++) // the sums are there before the other blocks may end
-                asm volatile("" : "+f"(sums[j].x), "+f"(sums[j].y), "+f"(sums[j].z), "+f"(sums[j].w));
+            for (int j = 0; j < passes; j++)
+                all ^= __float_as_uint(sums[j].x) ^ __float_as_uint(sums[j].y) ^ __float_as_uint(sums[j].z) ^ __float_as_uint(sums[j].w);
+            arrived(all); // before the other blocks may end
             cluster_arrive_read();
         }
     }
