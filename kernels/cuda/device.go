@@ -35,6 +35,8 @@ type Device interface {
 	// Launch queues a kernel by name. Each argument is an Address, int32, uint32, int64, uint64, float32, a struct of
 	// those, laid out as C does, or, for kernels for Hopper, a Box.
 	Launch(kernel string, l Launch, args ...any)
+	// Boxes writes boxes to memory, as kernels for Hopper read them there; those of nothing are left out.
+	Boxes(dst Address, list []Box)
 	// Multiply queues a product.
 	Multiply(p Product)
 
@@ -68,11 +70,11 @@ type Matrix struct {
 // T is the transpose of m.
 func (m Matrix) T() Matrix { m.Transposed = !m.Transposed; return m }
 
-// Box is how a kernel for Hopper copies a matrix of BF16: by boxes of Rows rows and 64 columns, see hopper.cuh. The matrix lies at a multiple
-// of 16 bytes, and so do its rows.
+// Box is how a kernel for Hopper copies a matrix of BF16: by boxes of Rows rows and 64 columns, see hopper.cuh, or of Cols columns that
+// come to lie as they are. The matrix lies at a multiple of 16 bytes, and so do its rows.
 type Box struct {
-	Of   Matrix
-	Rows int
+	Of         Matrix
+	Rows, Cols int
 }
 
 // Product is C ← Alpha·A·B + Beta·C with sums in float32. A and B have the same type, C is F32 or of that type.

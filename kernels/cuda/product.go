@@ -86,18 +86,20 @@ func (b *Backend) switchProduct(y, x, w, h, v, plus kernels.Tensor, deep bool) {
 // switchProductColumns is that for n columns from one on, in tiles of a width.
 func (b *Backend) switchProductColumns(y, x, w, h, v, plus kernels.Tensor, deep bool, from, n, width int) {
 	rows, cols := y.Shape[0], y.Shape[1]
-	whole := func(t kernels.Tensor, boxRows int) Box { return Box{dense(t, t.Shape[0], t.Shape[1]), boxRows} }
+	whole := func(t kernels.Tensor, boxRows int) Box {
+		return Box{Of: dense(t, t.Shape[0], t.Shape[1]), Rows: boxRows}
+	}
 	// Those columns of y, as columns or rows of a matrix. Each block of a cluster brings half of a panel of w and v: of its columns, or of its
 	// depth where the panel's rows are that.
 	columns := func(t kernels.Tensor, boxRows int) Box {
 		m := dense(t, t.Shape[0], n)
 		m.At, m.Stride = m.At+Address(from*t.Type.Size()), cols
-		return Box{m, boxRows}
+		return Box{Of: m, Rows: boxRows}
 	}
 	alongRows := func(t kernels.Tensor) Box {
 		m := dense(t, n, t.Shape[1])
 		m.At += Address(from * t.Shape[1] * t.Type.Size())
-		return Box{m, width / 2}
+		return Box{Of: m, Rows: width / 2}
 	}
 	name, wBox, vBox := "product_along_", alongRows, func(t kernels.Tensor) Box { return columns(t, productDepth/2) }
 	if deep {

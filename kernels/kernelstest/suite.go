@@ -52,6 +52,7 @@ var tests = []struct {
 	{"Merge", testMerge},
 	{"Append", testAppend},
 	{"Sample", testSample},
+	{"DecodingStep", testDecodingStep},
 }
 
 // Run tests the backend that open makes, and closes it.

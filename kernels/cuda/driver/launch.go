@@ -148,10 +148,21 @@ const boxAlign = 64
 
 func packBox(buf []byte, x cuda.Box) {
 	m := x.Of
-	r := C.queue_box(unsafe.Pointer(unsafe.SliceData(buf)), C.CUdeviceptr(m.At), C.uint(m.Rows), C.uint(m.Cols), C.uint(m.Stride), C.uint(x.Rows))
+	r := C.queue_box(unsafe.Pointer(unsafe.SliceData(buf)), C.CUdeviceptr(m.At), C.uint(m.Rows), C.uint(m.Cols), C.uint(m.Stride), C.uint(x.Rows), C.uint(x.Cols))
 	if err := result(r); err != nil || m.Type != kernels.BF16 || m.Transposed {
 		panic(fmt.Sprintf("kernels/cuda/driver: boxes of %d rows of %+v: %v", x.Rows, m, err))
 	}
+}
+
+// Boxes writes boxes to memory, as kernels for Hopper read them there; those of nothing are left out.
+func (d *device) Boxes(dst cuda.Address, list []cuda.Box) {
+	buf := make([]byte, len(list)*C.box_bytes)
+	for i, x := range list {
+		if x.Rows > 0 {
+			packBox(buf[i*C.box_bytes:], x)
+		}
+	}
+	d.Upload(dst, buf)
 }
 
 // operation is something queued, kept to be queued again.

@@ -18,12 +18,12 @@ CUresult queue_launch(queue *q, CUfunction f, const launch_shape *s) {
     return cuLaunchKernel(f, s->grid[0], s->grid[1], s->grid[2], s->block[0], s->block[1], s->block[2], s->shared, q->stream, q->where, NULL);
 }
 
-CUresult queue_box(void *to, CUdeviceptr at, unsigned rows, unsigned cols, unsigned stride, unsigned box_rows) {
+CUresult queue_box(void *to, CUdeviceptr at, unsigned rows, unsigned cols, unsigned stride, unsigned box_rows, unsigned box_cols) {
     CUtensorMap map; // aligned as it must be
     cuuint64_t size[] = {cols, rows}, pitch[] = {2ull * stride};
-    cuuint32_t box[] = {64, box_rows}, every[] = {1, 1};
+    cuuint32_t box[] = {box_cols ? box_cols : 64, box_rows}, every[] = {1, 1};
     CUresult r = cuTensorMapEncodeTiled(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)at, size, pitch, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                                        CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+                                        box_cols ? CU_TENSOR_MAP_SWIZZLE_NONE : CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     memcpy(to, &map, sizeof map);
     return r;
 }

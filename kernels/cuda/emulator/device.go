@@ -249,3 +249,8 @@ func (d *Device) Close() error {
 	}
 	return err
 }
+
+// Boxes fails: kernels for Hopper are left out here.
+func (d *Device) Boxes(cuda.Address, []cuda.Box) {
+	d.fail("Boxes", errors.New("boxes are for kernels for Hopper, which the emulator leaves out"))
+}

@@ -1,0 +1,299 @@
+package kernelstest
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"loratrain/kernels"
+)
+
+// stepCase is a model and the sequences that it decodes.
+type stepCase struct {
+	name                  string
+	layers, width, mlp    int
+	vocab                 int
+	heads                 kernels.Heads
+	experts, rank, chosen int
+	only                  []int // linear layers with experts; nil: all
+	bias, norms           bool
+	window                int
+	from                  []int // each sequence's first position; -1: stopped
+	steps, positions      int
+	outliers              bool
+}
+
+func (n stepCase) rows(t int) int {
+	return [kernels.Targets]int{n.heads.Query * n.heads.Dim, n.heads.KV * n.heads.Dim, n.heads.KV * n.heads.Dim, n.width, n.mlp, n.mlp, n.width}[t]
+}
+
+func (n stepCase) cols(t int) int {
+	return [kernels.Targets]int{n.width, n.width, n.width, n.heads.Query * n.heads.Dim, n.width, n.width, n.mlp}[t]
+}
+
+func (n stepCase) adapts(t int) bool {
+	if n.experts == 0 {
+		return false
+	}
+	for _, x := range n.only {
+		if x == t {
+			return true
+		}
+	}
+	return n.only == nil
+}
+
+var stepCases = []stepCase{
+	{name: "smallest", layers: 1, width: 64, mlp: 64, vocab: 64, heads: kernels.Heads{Query: 1, KV: 1, Dim: 64}, from: []int{0}, steps: 3, positions: 8},
+	{name: "one sequence", layers: 3, width: 192, mlp: 320, vocab: 256, heads: kernels.Heads{Query: 3, KV: 1, Dim: 64}, from: []int{70}, steps: 4, positions: 200},
+	{name: "two experts", layers: 2, width: 256, mlp: 384, vocab: 320, heads: kernels.Heads{Query: 2, KV: 2, Dim: 128}, experts: 8, rank: 8, chosen: 2, from: []int{130}, steps: 3, positions: 256},
+	{name: "one expert of few layers", layers: 4, width: 128, mlp: 192, vocab: 130, heads: kernels.Heads{Query: 2, KV: 1, Dim: 64}, experts: 1, rank: 8, chosen: 1, only: []int{1, 6}, from: []int{5}, steps: 3, positions: 64},
+	{name: "biases, norms, window", layers: 2, width: 128, mlp: 192, vocab: 130, heads: kernels.Heads{Query: 4, KV: 2, Dim: 64}, bias: true, norms: true, window: 70, experts: 4, rank: 16, chosen: 2, from: []int{100, 0, 69}, steps: 3, positions: 140},
+	{name: "many sequences", layers: 2, width: 256, mlp: 320, vocab: 192, heads: kernels.Heads{Query: 4, KV: 4, Dim: 64}, experts: 16, rank: 8, chosen: 2, from: []int{0, 64, -1, 1, 63, 65, -1, 127, 128, 3, 3, 3}, steps: 3, positions: 133},
+	{name: "the last place", layers: 5, width: 128, mlp: 128, vocab: 64, heads: kernels.Heads{Query: 2, KV: 2, Dim: 64}, from: []int{-1, 61, 0}, steps: 3, positions: 64},
+	{name: "outliers", layers: 2, width: 192, mlp: 256, vocab: 128, heads: kernels.Heads{Query: 3, KV: 3, Dim: 64}, experts: 8, rank: 64, chosen: 2, from: []int{7, 20}, steps: 2, positions: 40, outliers: true},
+}
+
+// testDecodingStep compares whole decoding steps with the same made of the reference's operations. What a backend has no step for is skipped.
+func testDecodingStep(t *testing.T, b kernels.Backend) {
+	stepper, ok := b.(kernels.Stepper)
+	if !ok {
+		t.Skip("a backend without decoding steps as one operation")
+	}
+	for i, n := range stepCases {
+		t.Run(n.name, func(t *testing.T) {
+			m := newStepRun(t, b, n, rand.New(rand.NewPCG(uint64(i), 7)))
+			step, err := stepper.NewStep(m.model)
+			if err != nil {
+				t.Skip(err)
+			}
+			defer step.Close()
+			for range n.steps {
+				m.check(step)
+			}
+		})
+	}
+}
+
+// stepRun is a model on a backend and in the reference.
+type stepRun struct {
+	device
+	n                       stepCase
+	rand                    *rand.Rand
+	model                   kernels.StepModel
+	layers                  []stepMatrices
+	embed, norm, head, rope matrix
+	pos                     []int
+}
+
+type stepMatrices struct {
+	input, post, qNorm, kNorm matrix
+	w, bias, a, b             [kernels.Targets]matrix
+	keys, values              matrix // (S·P, K·d)
+}
+
+func newStepRun(t *testing.T, b kernels.Backend, n stepCase, r *rand.Rand) *stepRun {
+	m := &stepRun{device: newDevice(t, b), n: n, rand: r, pos: append([]int(nil), n.from...)}
+	weight := func(size float64, shape ...int) (kernels.Tensor, matrix) {
+		values := make([]float64, kernels.Len(shape...))
+		for i := range values {
+			values[i] = float64(kernels.ToBFloat16(float32(size * r.NormFloat64())).Float32())
+			if n.outliers && r.IntN(500) == 0 {
+				values[i] *= 16
+			}
+		}
+		cols := shape[len(shape)-1]
+		return m.put(kernels.BF16, values, shape...), fill(len(values)/cols, cols, func(i, j int) number { return exact(values[i*cols+j]) })
+	}
+	ones := func(cols int) (kernels.Tensor, matrix) {
+		values := make([]float64, cols)
+		for i := range values {
+			values[i] = float64(kernels.ToBFloat16(float32(1 + 0.3*r.NormFloat64())).Float32())
+		}
+		return m.put(kernels.BF16, values, cols), fill(1, cols, func(_, j int) number { return exact(values[j]) })
+	}
+	s := len(n.from)
+	m.model = kernels.StepModel{Heads: n.heads, Eps: 1e-5, Window: n.window, Scale: 2, Chosen: n.chosen, Sequences: s, Positions: n.positions}
+	m.model.Embed, m.embed = weight(1, n.vocab, n.width)
+	m.model.Head, m.head = weight(1/math.Sqrt(float64(n.width)), n.vocab, n.width)
+	m.model.Norm, m.norm = ones(n.width)
+	table := make([]float64, n.positions*n.heads.Dim)
+	for p := range n.positions {
+		for i := range n.heads.Dim / 2 {
+			sin, cos := math.Sincos(float64(p) * math.Pow(100, -2*float64(i)/float64(n.heads.Dim)))
+			table[p*n.heads.Dim+i], table[p*n.heads.Dim+n.heads.Dim/2+i] = float64(float32(cos)), float64(float32(sin))
+		}
+	}
+	m.model.Rope = m.put(b.Param(), table, n.positions, n.heads.Dim)
+	m.rope = fill(n.positions, n.heads.Dim, func(i, j int) number { return exact(table[i*n.heads.Dim+j]) })
+	for range n.layers {
+		var l kernels.StepLayer
+		var x stepMatrices
+		l.InputNorm, x.input = ones(n.width)
+		l.PostNorm, x.post = ones(n.width)
+		if n.norms {
+			l.QNorm, x.qNorm = ones(n.heads.Dim)
+			l.KNorm, x.kNorm = ones(n.heads.Dim)
+		}
+		for t := range l.W {
+			size := 1 / math.Sqrt(float64(n.cols(t)))
+			l.W[t], x.w[t] = weight(size, n.rows(t), n.cols(t))
+			if n.bias {
+				l.Bias[t], x.bias[t] = weight(0.3, n.rows(t))
+			}
+			if n.adapts(t) {
+				l.A[t], x.a[t] = weight(size, n.experts, n.rank, n.cols(t))
+				l.B[t], x.b[t] = weight(0.3, n.experts, n.rank, n.rows(t))
+			}
+		}
+		cols := n.heads.KV * n.heads.Dim
+		// What sequences have not come to yet is poison that must not be read.
+		cache := func() (kernels.Tensor, matrix) {
+			values := make([]float64, s*n.positions*cols)
+			for i := range values {
+				values[i] = float64(kernels.ToBFloat16(float32(r.NormFloat64())).Float32())
+				if i/cols%n.positions >= max(0, m.pos[i/cols/n.positions]) {
+					values[i] = math.NaN()
+				}
+			}
+			return m.put(b.Float(), values, s*n.positions, cols), fill(s*n.positions, cols, func(i, j int) number { return exact(values[i*cols+j]) })
+		}
+		l.Keys, x.keys = cache()
+		l.Values, x.values = cache()
+		m.model.Layers, m.layers = append(m.model.Layers, l), append(m.layers, x)
+	}
+	return m
+}
+
+// check runs a step and moves on.
+func (m *stepRun) check(step kernels.Step) {
+	m.t.Helper()
+	n, s := m.n, len(m.pos)
+	tokens, pos := make([]float64, s), make([]float64, s)
+	var ids []int32
+	var gates []float64
+	for i := range tokens {
+		tokens[i], pos[i] = float64(m.rand.IntN(n.vocab)), float64(m.pos[i])
+		if n.chosen == 0 {
+			continue
+		}
+		first := m.rand.IntN(n.experts)
+		for k := range n.chosen {
+			ids = append(ids, int32((first+k*(1+m.rand.IntN(max(1, n.experts-1))))%n.experts))
+			gates = append(gates, float64(float32(m.rand.Float64())))
+		}
+	}
+	const untouched = 12345
+	before := make([]float64, s*n.vocab)
+	for i := range before {
+		before[i] = untouched
+	}
+	var idTensor, gateTensor kernels.Tensor
+	if n.chosen > 0 {
+		wide := make([]float64, len(ids))
+		for i, id := range ids {
+			wide[i] = float64(id)
+		}
+		idTensor, gateTensor = m.put(kernels.I32, wide, s, n.chosen), m.put(m.b.Param(), gates, s, n.chosen)
+	}
+	logits := m.put(m.b.Param(), before, s, n.vocab)
+	step.Run(logits, m.put(kernels.I32, tokens, s), m.put(kernels.I32, pos, s), idTensor, gateTensor)
+	if err := m.b.Sync(); err != nil {
+		m.t.Fatal(err)
+	}
+	got := m.get(logits)
+	for i := range m.pos {
+		row := got[i*n.vocab : (i+1)*n.vocab]
+		if m.pos[i] < 0 {
+			for v, x := range row {
+				if x != untouched {
+					m.t.Fatalf("logits[%d, %d] of a stopped sequence are now %v", i, v, x)
+				}
+			}
+			continue
+		}
+		var chosen []int32
+		var weights []float64
+		if n.chosen > 0 {
+			chosen, weights = ids[i*n.chosen:(i+1)*n.chosen], gates[i*n.chosen:(i+1)*n.chosen]
+		}
+		want := m.reference(i, int(tokens[i]), chosen, weights)
+		m.compare(fmt.Sprintf("sequence %d at position %d", i, m.pos[i]), row, want)
+		m.pos[i]++
+	}
+}
+
+// compare allows the error of activations that are rounded a few times in each layer.
+func (m *stepRun) compare(what string, got, want []float64) {
+	m.t.Helper()
+	var worst, square, off float64
+	at := 0
+	for i, w := range want {
+		square += w * w
+		off += (got[i] - w) * (got[i] - w)
+		if d := math.Abs(got[i] - w); !(d <= worst) {
+			worst, at = d, i
+		}
+	}
+	rms := math.Sqrt(square / float64(len(want)))
+	bound := 40 * math.Sqrt(float64(m.n.layers)) * roundoff(m.b.Float())
+	if m.b.Float() == kernels.BF16 { // sums have more than its 8 bits
+		bound /= 4
+	}
+	if m.n.outliers {
+		bound *= 4
+	}
+	if rel := math.Sqrt(off / square); !(rel <= bound) {
+		m.t.Errorf("%s: logits are off by %.3g of their norm, at most %.3g is allowed; the worst is %d: %v, expected %v (rms %.3g)",
+			what, rel, bound, at, got[at], want[at], rms)
+	}
+}
+
+// reference is the logits of one sequence's token; its keys and values are kept.
+func (m *stepRun) reference(s, token int, ids []int32, gates []float64) []float64 {
+	n := m.n
+	none := matrix{}
+	h := embed(m.embed, []int32{int32(token)})
+	linearOf := func(l *stepMatrices, t int, x, plus matrix) matrix {
+		y := plain(linear(x, l.w[t], l.bias[t], plus))
+		if n.adapts(t) {
+			y = experts(y, x, l.a[t], l.b[t], n.rank, ids, fill(1, len(gates), func(_, j int) number { return exact(gates[j]) }), 2)
+		}
+		return plain(y)
+	}
+	pos := []int32{int32(m.pos[s])}
+	row := s*n.positions + m.pos[s]
+	first := 0
+	if n.window > 0 {
+		first = max(0, m.pos[s]-n.window+1)
+	}
+	span := []int32{0, 0, int32(s*n.positions + first), int32(row + 1)}
+	for l := range m.layers {
+		x := &m.layers[l]
+		normed := plain(rmsNorm(h, x.input, 1e-5))
+		turned := func(t int, w matrix) matrix {
+			y := linearOf(x, t, normed, none)
+			if !w.none() {
+				heads := y.cols / n.heads.Dim
+				y = rmsNorm(matrix{rows: heads, cols: n.heads.Dim, elems: y.elems}, w, 1e-5)
+				y = matrix{rows: 1, cols: heads * n.heads.Dim, elems: y.elems}
+			}
+			return plain(rotary(y, m.rope, pos, false))
+		}
+		q, k, v := turned(0, x.qNorm), turned(1, x.kNorm), linearOf(x, 2, normed, none)
+		copy(x.keys.row(row), k.elems)
+		copy(x.values.row(row), v.elems)
+		o, _ := attention(q, x.keys, x.values, span, n.heads)
+		h = linearOf(x, 3, plain(o), h)
+		normed = plain(rmsNorm(h, x.post, 1e-5))
+		f := plain(swiGLU(linearOf(x, 4, normed, none), linearOf(x, 5, normed, none)))
+		h = linearOf(x, 6, f, h)
+	}
+	return linear(rmsNorm(h, m.norm, 1e-5), m.head, none, none).values()
+}
+
+// plain forgets a matrix's error bounds.
+func plain(x matrix) matrix {
+	return fill(x.rows, x.cols, func(i, j int) number { return exact(x.at(i, j).v) })
+}
