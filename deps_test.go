@@ -38,6 +38,7 @@ var mayImport = map[string][]string{
 	"internal/graph":        {"kernels"},
 	"internal/gradcheck":    {},
 	"internal/budget":       {"kernels"},
+	"internal/testpython":   {},
 	"internal/testgpu":      {"kernels", "kernels/cuda", "kernels/cuda/emulator", "kernels/cuda/driver"},
 }
 

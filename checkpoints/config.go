@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"iter"
 	"math"
+	"regexp"
 	"slices"
+	"strings"
+	"unicode"
 )
 
 const (
@@ -126,6 +129,8 @@ func parseConfig(data []byte) (Config, error) {
 	return c, nil
 }
 
+var digestForm = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
+
 // maxDim keeps every product of two sizes within an int64.
 const maxDim = 1 << 30
 
@@ -151,11 +156,17 @@ func (c Config) check() error {
 			return fmt.Errorf("%s is %d, want %d to %d", size.key, size.value, size.least, maxDim)
 		}
 	}
-	if c.Base.Digest == "" {
-		return errors.New("base.digest is empty")
+	if strings.ContainsFunc(c.Base.Name, unicode.IsControl) {
+		return fmt.Errorf("base.name is %q, want text without control characters", c.Base.Name)
+	}
+	if !digestForm.MatchString(c.Base.Digest) {
+		return fmt.Errorf("base.digest is %q, want sha256: and 64 hexadecimal digits in lower case", c.Base.Digest)
 	}
 	if !(c.Alpha > 0) || math.IsInf(c.Alpha, 0) {
 		return fmt.Errorf("alpha is %v, want a positive number", c.Alpha)
+	}
+	if s := float32(c.Scale()); s == 0 || math.IsInf(float64(s), 0) {
+		return fmt.Errorf("alpha / rank is %v, which is beyond the range of float32", c.Scale())
 	}
 	return errors.Join(c.checkTargets(), c.checkGranularity())
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 )
@@ -84,10 +85,32 @@ func jsonError(data []byte, err error) error {
 	if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
 		offset = syntax.Offset
 	} else if kind, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		offset = kind.Offset
+		offset, err = kind.Offset, kindError(kind)
 	}
 	before := data[:min(max(offset-1, 0), int64(len(data)))] // offsets count the bytes read, the wrong one included
 	return &placed{1 + bytes.Count(before, []byte{'\n'}), len(before) - bytes.LastIndexByte(before, '\n'), err}
+}
+
+// kindError says in JSON's words what encoding/json says in Go's.
+func kindError(e *json.UnmarshalTypeError) error {
+	want := map[reflect.Kind]string{
+		reflect.String: "a string", reflect.Int: "a whole number", reflect.Float64: "a number", reflect.Slice: "a list",
+		reflect.Struct: "an object", reflect.Map: "an object", reflect.Bool: "true or false",
+	}[e.Type.Kind()]
+	if want == "" {
+		return e
+	}
+	got := map[string]string{"string": "a string", "array": "a list", "object": "an object", "bool": "true or false", "number": "a number"}[e.Value]
+	if got == "" {
+		got = strings.TrimPrefix(e.Value, "number ")
+	}
+	if e.Field == "" {
+		return fmt.Errorf("%s, want %s", got, want)
+	}
+	keys := slices.DeleteFunc(strings.Split(e.Field, "."), func(key string) bool {
+		return key != "" && 'A' <= key[0] && key[0] <= 'Z' // an embedded struct, which is no key
+	})
+	return fmt.Errorf("%q is %s, want %s", strings.Join(keys, "."), got, want)
 }
 
 // placed is an error with its line and column.

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"loratrain/internal/testpython"
 )
 
 // effect multiplies out scale · B·A of one adapter's linear layer, (out, in), from PEFT's files.
@@ -174,7 +176,7 @@ func TestPythonLoadsPEFT(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts Python with torch")
 	}
-	needPython(t, "peft, transformers, torch, safetensors")
+	testpython.Need(t, "peft, transformers, torch, safetensors")
 	args := []string{"testdata/peft_loads.py"}
 	for name, c := range everyConfig() {
 		c.Base.HeadDim, c.Base.Heads, c.Base.KVHeads = 6, 3, 1 // transformers' rotary embedding takes even sizes
@@ -195,5 +197,5 @@ func TestPythonLoadsPEFT(t *testing.T) {
 		}
 		args = append(args, serving, peft)
 	}
-	python(t, args...)
+	testpython.Run(t, args...)
 }

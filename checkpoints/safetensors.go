@@ -50,7 +50,7 @@ func checkFile(path string) error {
 		return located(path, err)
 	}
 	if !info.Mode().IsRegular() {
-		return fault("give the path of a .safetensors file", "%s: not a file", path)
+		return fault("put the .safetensors file there, or give the path of one", "%s: not a file", path)
 	}
 	return checkHeader(path, r, info.Size())
 }

@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -17,6 +16,8 @@ import (
 
 	"github.com/maruel/safetensors"
 	"pgregory.net/rapid"
+
+	"loratrain/internal/testpython"
 )
 
 // odd holds the shapes that break naive layouts: sizes that are no multiple of
@@ -308,31 +309,11 @@ func FuzzOpen(f *testing.F) {
 	})
 }
 
-// needPython skips a test where Python lacks one of its modules.
-func needPython(t *testing.T, modules string) {
-	t.Helper()
-	if out, err := exec.Command("python3", "-c", "import "+modules).CombinedOutput(); err != nil {
-		lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-		t.Skipf("python3 cannot import %s: %v: %s", modules, err, lines[len(lines)-1])
-	}
-}
-
-func python(t *testing.T, args ...string) {
-	t.Helper()
-	cmd := exec.Command("python3", args...)
-	cmd.Env = append(os.Environ(), "HF_HUB_OFFLINE=1")
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("python3 %v: %v\n%s", args, err, out)
-	}
-	t.Logf("%s", out)
-}
-
 func TestPythonReadsAndWritesTheSameFiles(t *testing.T) {
-	needPython(t, "safetensors, numpy")
+	testpython.Need(t, "safetensors, numpy")
 	path := onDisk(t, encoded(t, odd(), map[string]string{"format": "pt"}))
 	theirs := filepath.Join(t.TempDir(), "theirs.safetensors")
-	python(t, "testdata/roundtrip.py", path, theirs)
+	testpython.Run(t, "testdata/roundtrip.py", path, theirs)
 	f, err := Open(theirs)
 	if err != nil {
 		t.Fatal(err)

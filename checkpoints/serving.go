@@ -4,10 +4,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 )
 
 const adviceExport = "export the adapter again"
@@ -105,7 +107,7 @@ func OpenServing(dir string) (*Serving, error) {
 	path := filepath.Join(dir, configFile)
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return nil, located(path, err)
+		return nil, incomplete(path, located(path, err))
 	}
 	c, err := parseConfig(data)
 	if err != nil {
@@ -113,12 +115,20 @@ func OpenServing(dir string) (*Serving, error) {
 	}
 	f, err := Open(filepath.Join(dir, tensorFile))
 	if err != nil {
-		return nil, err
+		return nil, incomplete(filepath.Join(dir, tensorFile), err)
 	}
 	if err := checkTensors(c, f.tensors); err != nil {
 		return nil, errors.Join(fault(adviceExport, "%s: %w", f.path, err), f.Close())
 	}
 	return &Serving{File: f, Config: c, Dir: dir}, nil
+}
+
+// incomplete is an error of reading a file of an export, with advice for one that is not there.
+func incomplete(path string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fault("fetch both files of the export, or export the adapter again", "%s: %w", path, syscall.ENOENT)
+	}
+	return err
 }
 
 // CheckBase says whether the adapter was made for a base model. name is what
@@ -157,36 +167,13 @@ func checkTensors(c Config, tensors []Tensor) error {
 			return fmt.Errorf("unexpected tensor %q", t.Name)
 		}
 	}
-	errs := make([]error, len(tensors))
-	inParallel(len(tensors), func(i int) {
-		if at := firstNonFinite(tensors[i]); at >= 0 {
-			errs[i] = nonFinite(tensors[i], at)
-		}
-	})
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
+	if err := checkFinite(tensors); err != nil {
+		return err
 	}
 	if c.Granularity == PerToken {
 		return checkTable(c, tensors[index[TableIDs]], tensors[index[TableWeights]])
 	}
 	return nil
-}
-
-func nonFinite(t Tensor, i int) error {
-	size := t.Type.Size()
-	v := floatDecoders[t.Type](t.Data[i*size:])
-	return fmt.Errorf("tensor %q is %v at element %d %v", t.Name, v, i, coordinates(t.Shape, i))
-}
-
-// coordinates turns a row-major offset into one index a dimension.
-func coordinates(shape []int, offset int) []int {
-	at := make([]int, len(shape))
-	for d := len(shape) - 1; d >= 0; d-- {
-		at[d], offset = offset%shape[d], offset/shape[d]
-	}
-	return at
 }
 
 // checkTable checks the routing table: two distinct experts a token, whose

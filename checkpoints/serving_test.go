@@ -14,12 +14,15 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
+// someDigest is that of no model: SHA-256 of nothing.
+const someDigest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
 // oddConfig has widths that all differ, odd ones among them, so that a swap of
 // any two shows.
 func oddConfig(g Granularity, shared int) Config {
 	c := Config{
 		Base: Base{
-			Name: "some/base", Digest: "sha256:00ff",
+			Name: "some/base", Digest: someDigest,
 			Dims: Dims{Layers: 2, Width: 9, MLPWidth: 14, Heads: 3, KVHeads: 1, HeadDim: 5, Vocabulary: 11},
 		},
 		Targets: slices.Clone(Targets), Granularity: g, Experts: 3, Rank: 3, SharedRank: shared, Alpha: 7,
@@ -211,7 +214,7 @@ func TestCheckBase(t *testing.T) {
 		t.Errorf("same digest: %v", err)
 	}
 	err = s.CheckBase("other/model", "sha256:11", c.Base.Dims)
-	want := s.Dir + ": made for base some/base (digest sha256:00ff), this is other/model (digest sha256:11)\n"
+	want := s.Dir + ": made for base some/base (digest " + someDigest + "), this is other/model (digest sha256:11)\n"
 	if err == nil || !strings.HasPrefix(err.Error(), want) {
 		t.Errorf("other digest: got %v, want %q and advice", err, want)
 	}

@@ -125,35 +125,3 @@ func bf16(v float32) uint16 {
 	b := math.Float32bits(v)
 	return uint16((b + 0x7fff + b>>16&1) >> 16)
 }
-
-// firstNonFinite is the index of the first NaN or infinity, -1 where there is none.
-// Types that are no floating-point type of this package have none.
-func firstNonFinite(t Tensor) int {
-	switch t.Type {
-	case BF16, F16:
-		exponent := uint16(0x7f80)
-		if t.Type == F16 {
-			exponent = 0x7c00
-		}
-		for i := 0; i+2 <= len(t.Data); i += 2 {
-			if binary.LittleEndian.Uint16(t.Data[i:])&exponent == exponent {
-				return i / 2
-			}
-		}
-	case F32:
-		const exponent = 0x7f800000
-		for i := 0; i+4 <= len(t.Data); i += 4 {
-			if binary.LittleEndian.Uint32(t.Data[i:])&exponent == exponent {
-				return i / 4
-			}
-		}
-	case F64:
-		const exponent = 0x7ff << 52
-		for i := 0; i+8 <= len(t.Data); i += 8 {
-			if binary.LittleEndian.Uint64(t.Data[i:])&exponent == exponent {
-				return i / 8
-			}
-		}
-	}
-	return -1
-}

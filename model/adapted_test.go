@@ -42,7 +42,13 @@ const positions = 48
 // With rounded, the experts are such that an export holds them exactly.
 func adapted(t testing.TB, model string, o cpu.Options, spec AdapterSpec, rounded bool) (Adapted, *counter) {
 	t.Helper()
-	base, b := mustOpen(t, goldenModel(model)), newCounter(t, o)
+	return adaptedAt(t, goldenModel(model), o, spec, rounded)
+}
+
+// adaptedAt is adapted of the model at a path.
+func adaptedAt(t testing.TB, path string, o cpu.Options, spec AdapterSpec, rounded bool) (Adapted, *counter) {
+	t.Helper()
+	base, b := mustOpen(t, path), newCounter(t, o)
 	placed, err := Place(b, base.Arch, base.Weights, positions)
 	if err != nil {
 		t.Fatal(err)

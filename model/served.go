@@ -132,7 +132,7 @@ func (s *Served) mergeShared(shared [][targets]servedLinear) error {
 	}
 	merged, jobs, err := s.Base.copyTargets(s.Spec.Targets, pair)
 	if err != nil {
-		return err
+		return fmt.Errorf("the shared expert: %w\nfree memory or use a machine with more, or train an adapter with a shared rank of 0", err)
 	}
 	for _, j := range jobs {
 		s.own = append(s.own, j.Dst)
@@ -143,8 +143,17 @@ func (s *Served) mergeShared(shared [][targets]servedLinear) error {
 	return s.merge(x, jobs, []int32{0}, []float32{1})
 }
 
-// copyTargets is the model with memory of its own for the weights of some linear layers, and the jobs that fill them.
+// copyTargets is the model with memory of its own for the weights of some linear layers, and the jobs that fill them. Where the
+// memory is too small nothing is taken, and the error is of one line: only the caller knows how to do without a copy.
 func (p *Placed) copyTargets(list []Target, pair func(layer int, t Target) servedLinear) (*Placed, []kernels.Merge, error) {
+	const what = "a copy of the weights to merge experts into"
+	need := CopyBytes(p.Backend.Float(), p.Arch, list)
+	// Asked for as a whole: what is allocated a matrix at a time may be there as long as nobody writes to it.
+	if limited, ok := p.Backend.(kernels.Limited); ok {
+		if free, ok := limited.FreeMemory(); ok && need > free {
+			return nil, nil, fmt.Errorf("%s needs %s of memory, and %s are free", what, inBytes(need), inBytes(free))
+		}
+	}
 	c := *p
 	c.weights.Layers = slices.Clone(p.weights.Layers)
 	var jobs []kernels.Merge
@@ -156,7 +165,7 @@ func (p *Placed) copyTargets(list []Target, pair func(layer int, t Target) serve
 				for _, j := range jobs {
 					p.Backend.Free(j.Dst)
 				}
-				return nil, nil, fmt.Errorf("a copy of the weights to merge experts into: %w", err)
+				return nil, nil, fmt.Errorf("%s, %s in all: %w", what, inBytes(need), headline{err})
 			}
 			c.weights.Layers[l].W[t] = dst
 			e := pair(l, t)
@@ -164,6 +173,23 @@ func (p *Placed) copyTargets(list []Target, pair func(layer int, t Target) serve
 		}
 	}
 	return &c, jobs, nil
+}
+
+// headline is an error without its advice, the lines after the first.
+type headline struct{ error }
+
+func (h headline) Error() string {
+	first, _, _ := strings.Cut(h.error.Error(), "\n")
+	return first
+}
+
+func (h headline) Unwrap() error { return h.error }
+
+func inBytes(n int) string {
+	if n < 1e9 { // three digits tell what is wanted from what is free
+		return fmt.Sprintf("%.3f MB", float64(n)/1e6)
+	}
+	return fmt.Sprintf("%.1f GB", float64(n)/1e9)
 }
 
 // merge runs the jobs for one choice of experts.

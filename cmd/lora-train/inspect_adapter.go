@@ -99,7 +99,7 @@ func inspectPEFT(path string) (report, error) {
 	if r.Config, err = readObject(filepath.Join(path, adapterConfig)); err != nil {
 		return nil, err
 	}
-	return r.with(filepath.Join(path, "adapter_model.safetensors"))
+	return r.with(filepath.Join(path, adapterTensors))
 }
 
 func inspectPEFTExperts(path string) (report, error) {
@@ -115,7 +115,7 @@ func inspectPEFTExperts(path string) (report, error) {
 	if len(r.Experts) == 0 {
 		return nil, failf("export the run again", `%s: expected "experts", a list of folders`, filepath.Join(path, switchJSON))
 	}
-	return r.with(filepath.Join(path, r.Experts[0], "adapter_model.safetensors"))
+	return r.with(filepath.Join(path, r.Experts[0], adapterTensors))
 }
 
 // with adds the tensors of a file.

@@ -28,9 +28,10 @@ const (
 )
 
 const (
-	configJSON    = "config.json"
-	adapterConfig = "adapter_config.json"
-	switchJSON    = "switch.json"
+	configJSON     = "config.json"
+	adapterConfig  = "adapter_config.json"
+	adapterTensors = "adapter_model.safetensors"
+	switchJSON     = "switch.json"
 )
 
 // identify says what lies at a path by the names that belong to each kind; whether it is sound shows when it is read.
@@ -53,6 +54,7 @@ func identify(path string) (pathKind, error) {
 		{switchJSON, kindPEFTExperts},
 		{adapterConfig, kindExport},
 		{configJSON, kindModel},
+		{adapterTensors, kindExport}, // its configuration is missing, which shows when it is read
 	} {
 		if !exists(filepath.Join(path, mark.name)) {
 			continue

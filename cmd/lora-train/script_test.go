@@ -28,6 +28,7 @@ func TestScripts(t *testing.T) {
 			"make-run":    maker(makeRun),
 			"make-peft":   maker(makePEFT),
 			"cut":         maker(cut),
+			"spoil":       maker(spoil),
 		},
 		Condition: func(name string) (bool, error) {
 			switch name {
