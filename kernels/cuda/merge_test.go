@@ -40,7 +40,11 @@ func TestMergeTallTiles(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer m.Close()
-			b.Merge(m, place(t, b, kernels.I32, ids, 2), place(t, b, kernels.F32, weights, 2), kernels.Tensor{}, 2)
+			id, weight := place(t, b, kernels.I32, ids, 2), place(t, b, kernels.F32, weights, 2)
+			for _, v := range []string{"stream_read", "stream_both", "stream_long", ""} { // until they have been measured
+				t.Setenv("LORA_MERGE", v)
+				b.Merge(m, id, weight, kernels.Tensor{}, 2)
+			}
 			if err := b.Sync(); err != nil {
 				t.Fatal(err)
 			}
