@@ -220,6 +220,14 @@ type Merge struct {
 	B   Tensor // (E, R, D_out)
 }
 
+// Merging is layers that are prepared for [Decoding.Merge]. It belongs to the backend that made it.
+type Merging interface {
+	// Layers is what was prepared.
+	Layers() []Merge
+	// Close gives back what preparing them took, and leaves their tensors.
+	Close()
+}
+
 // Sampling is how the next token is chosen among the logits.
 type Sampling struct {
 	Temperature float64 // 0: the largest logit, the lowest id among equals
@@ -237,9 +245,16 @@ type Decoding interface {
 	// b (E, R, D_out), ids (T, n) i32, weights (T, n).
 	Experts(y, x, a, b, ids, weights Tensor, scale float64)
 
-	// Merge is dst = src + s·Σ_k weights[k]·B[i]ᵀ·A[i], i = ids[k], for every layer in one call. ids (n) i32,
-	// weights (n).
-	Merge(layers []Merge, ids, weights Tensor, scale float64)
+	// PrepareMerge is the layers, of any shapes, as Merge takes them. Their tensors must stay where they are until it is
+	// closed, and no Dst may overlap another. The error says how much memory was asked for and how much there is.
+	PrepareMerge(layers []Merge) (Merging, error)
+
+	// Merge is dst = src + s·Σ_k weights[k]·B[i]ᵀ·A[i], i = ids[k], for every layer of m in one call, unless force says
+	// that this is what they hold. ids (n) i32, weights (n), force (2n) i32 or none: the ids that were merged last with
+	// this m and scale and, behind them, the bits of their weights as float32. The call compares it with ids and weights,
+	// and leaves it as they are. An id below 0 and a weight that float32 does not hold are never in force; so a force of
+	// -1 throughout says that nothing was merged yet.
+	Merge(m Merging, ids, weights, force Tensor, scale float64)
 
 	// Append is cache[at[t]] = x[t], where at[t] ≥ 0. cache (P, K·d), x (T, K·d), at (T) i32.
 	Append(cache, x, at Tensor)

@@ -81,8 +81,8 @@ func (c *counter) Free(t kernels.Tensor) {
 	c.Backend.Free(t)
 }
 
-func (c *counter) Merge(layers []kernels.Merge, ids, weights kernels.Tensor, scale float64) {
-	c.Backend.Merge(layers, ids, weights, scale*(1+c.skew))
+func (c *counter) Merge(m kernels.Merging, ids, weights, force kernels.Tensor, scale float64) {
+	c.Backend.Merge(m, ids, weights, force, scale*(1+c.skew))
 }
 
 // settled reports memory that is still lent, and wrong frees.

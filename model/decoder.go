@@ -60,8 +60,8 @@ type Decoder struct {
 	logits  graph.V     // (1, V), of the last token
 	beside  *servedPass // the last pass, if its experts were applied beside the weights
 
-	jobs   []kernels.Merge
-	merged mergedChoice
+	merging kernels.Merging // into serving, with Merged
+	merged  mergedChoice
 }
 
 // mergedChoice is what the serving copy holds.
@@ -105,9 +105,15 @@ func (d *Decoder) prepareMerge() error {
 	if err != nil {
 		return fmt.Errorf("%w\nuse --mode fused, which needs no copy", err)
 	}
-	d.jobs, d.serving = jobs, copied.Bind(d.x)
+	d.serving = copied.Bind(d.x)
+	if d.merging, err = d.base.Backend.PrepareMerge(jobs); err != nil {
+		for _, j := range jobs {
+			d.base.Backend.Free(j.Dst)
+		}
+		return err
+	}
 	if s.Spec.Granularity == router.None {
-		return s.merge(d.x, d.jobs, []int32{0}, []float32{1})
+		return s.merge(d.x, d.merging, []int32{0}, []float32{1})
 	}
 	return nil
 }
@@ -123,7 +129,7 @@ func (d *Decoder) switchTo(id int32) error {
 		return nil
 	}
 	d.merged = mergedChoice{} // until it has worked
-	if err := d.adapter.merge(d.x, d.jobs, want.ids[:], want.weights[:]); err != nil {
+	if err := d.adapter.merge(d.x, d.merging, want.ids[:], want.weights[:]); err != nil {
 		return err
 	}
 	d.merged = want
@@ -140,10 +146,13 @@ func (d *Decoder) Room() int { return d.cache.Positions() - d.pos }
 func (d *Decoder) Close() {
 	d.forget()
 	d.cache.Free(d.base.Backend)
-	for _, j := range d.jobs {
-		d.base.Backend.Free(j.Dst)
+	if d.merging != nil {
+		for _, j := range d.merging.Layers() {
+			d.base.Backend.Free(j.Dst)
+		}
+		d.merging.Close()
+		d.merging = nil
 	}
-	d.jobs = nil
 	d.x.Close()
 }
 

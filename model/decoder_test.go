@@ -110,8 +110,8 @@ func TestMergedDoesNotDrift(t *testing.T) {
 			}
 			once := mustDecoder(t, m.Placed, s, Merged, 1)
 			mustFeed(t, once, id)
-			for k := range worn.jobs {
-				if !bytes.Equal(worn.jobs[k].Dst.Mem.(kernels.Host), once.jobs[k].Dst.Mem.(kernels.Host)) {
+			for k := range worn.merging.Layers() {
+				if !bytes.Equal(worn.merging.Layers()[k].Dst.Mem.(kernels.Host), once.merging.Layers()[k].Dst.Mem.(kernels.Host)) {
 					t.Fatalf("shared %d: after token %d, merged weight %d differs from one merged once", shared, i, k)
 				}
 			}
@@ -126,13 +126,13 @@ func TestMergedLeavesItsSources(t *testing.T) {
 	digest := digestOf(slotList(m.Base))
 	d := mustDecoder(t, m.Placed, s, Merged, 8)
 	var before [][]byte
-	for _, j := range d.jobs {
+	for _, j := range d.merging.Layers() {
 		before = append(before, bytes.Clone(j.Src.Mem.(kernels.Host)))
 	}
 	for _, id := range randomIDs(8, m.Base.Arch.Vocab, 8) {
 		mustFeed(t, d, id)
 	}
-	for k, j := range d.jobs {
+	for k, j := range d.merging.Layers() {
 		if !bytes.Equal(before[k], j.Src.Mem.(kernels.Host)) {
 			t.Errorf("the source of merge %d has changed", k)
 		}

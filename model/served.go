@@ -140,7 +140,12 @@ func (s *Served) mergeShared(shared [][targets]servedLinear) error {
 	s.Base = merged
 	x := graph.NewImmediate(merged.Backend)
 	defer x.Close()
-	return s.merge(x, jobs, []int32{0}, []float32{1})
+	m, err := x.Backend().PrepareMerge(jobs)
+	if err != nil {
+		return fmt.Errorf("the shared expert: %w", err)
+	}
+	defer m.Close()
+	return s.merge(x, m, []int32{0}, []float32{1})
 }
 
 // copyTargets is the model with memory of its own for the weights of some linear layers, and the jobs that fill them. Where the
@@ -192,11 +197,11 @@ func inBytes(n int) string {
 	return fmt.Sprintf("%.1f GB", float64(n)/1e9)
 }
 
-// merge runs the jobs for one choice of experts.
-func (s *Served) merge(x *graph.Immediate, jobs []kernels.Merge, ids []int32, weights []float32) error {
+// merge merges one choice of experts.
+func (s *Served) merge(x *graph.Immediate, m kernels.Merging, ids []int32, weights []float32) error {
 	return graph.Catch(x.Backend(), func() {
 		i, w := x.Ints(ids, len(ids)), x.Floats(weights, len(ids))
-		x.Backend().Merge(jobs, i.Tensor(), w.Tensor(), s.Spec.Scale())
+		x.Backend().Merge(m, i.Tensor(), w.Tensor(), kernels.Tensor{}, s.Spec.Scale())
 		x.Done(i, w)
 	})
 }

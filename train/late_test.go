@@ -274,8 +274,8 @@ func (l *late) Experts(y, x, a, b, ids, weights kernels.Tensor, scale float64) {
 	l.queue("Experts", func() { l.Backend.Experts(y, x, a, b, ids, weights, scale) })
 }
 
-func (l *late) Merge(layers []kernels.Merge, ids, weights kernels.Tensor, scale float64) {
-	l.queue("Merge", func() { l.Backend.Merge(layers, ids, weights, scale) })
+func (l *late) Merge(m kernels.Merging, ids, weights, force kernels.Tensor, scale float64) {
+	l.queue("Merge", func() { l.Backend.Merge(m, ids, weights, force, scale) })
 }
 
 func (l *late) Append(cache, x, at kernels.Tensor) {

@@ -16,13 +16,14 @@ import (
 func newBenchCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bench COMMAND",
-		Short: "Measure how fast this machine trains",
+		Short: "Measure how fast this machine trains and switches",
 		Example: `  lora-train bench train --shape smollm2-135m --batch 16 --length 512 --profile
-  lora-train bench gemm --shape llama2-7b --batch 4 --length 512`,
+  lora-train bench gemm --shape llama2-7b --batch 4 --length 512
+  lora-train bench switch --shape llama2-7b`,
 		Args: knownCommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newBenchTrainCommand(), newBenchGEMMCommand())
+	cmd.AddCommand(newBenchTrainCommand(), newBenchGEMMCommand(), newBenchSwitchCommand())
 	return cmd
 }
 
@@ -113,17 +114,24 @@ func measureRates(b kernels.Backend, noise *model.Noise) (machineRates, error) {
 			break
 		}
 	}
+	var err error
+	r.Bytes, err = measureCopy(b)
+	return r, err
+}
+
+// measureCopy copies large tensors and returns the bytes a second, read and written.
+func measureCopy(b kernels.Backend) (rate float64, err error) {
 	for n := minCopy; n <= maxCopy; n *= 4 {
 		seconds, err := timeCopy(b, n)
 		if err != nil {
-			return r, fmt.Errorf("copy rate: %w", err)
+			return 0, fmt.Errorf("copy rate: %w", err)
 		}
-		r.Bytes = 2 * float64(n) / seconds
+		rate = 2 * float64(n) / seconds
 		if seconds > enough.Seconds() {
 			break
 		}
 	}
-	return r, nil
+	return rate, nil
 }
 
 // linearTime is the time of one frozen linear layer.
@@ -187,7 +195,7 @@ func timed(b kernels.Backend, f func()) (float64, error) {
 			return 0, err
 		}
 	}
-	calls := min(max(int(5*enough.Seconds()/max(once, 1e-9)), 1), 1000)
+	calls := callsIn(once)
 	var times []float64
 	for range 3 {
 		t, err := window(calls)
@@ -197,4 +205,9 @@ func timed(b kernels.Backend, f func()) (float64, error) {
 		times = append(times, t)
 	}
 	return spreadOf(times).Median, nil
+}
+
+// callsIn is so many calls of so many seconds each that the clock is no matter.
+func callsIn(seconds float64) int {
+	return min(max(int(5*enough.Seconds()/max(seconds, 1e-9)), 1), 1000)
 }

@@ -15,13 +15,18 @@ func (m *Meter) Experts(y, x, a, b, ids, weights kernels.Tensor, scale float64) 
 	m.do("Experts", work, func() { m.b.Experts(y, x, a, b, ids, weights, scale) })
 }
 
-// Merge implements [kernels.Decoding].
-func (m *Meter) Merge(layers []kernels.Merge, ids, weights kernels.Tensor, scale float64) {
-	n, work := ids.Len(), moves(ids, weights)
-	for _, l := range layers {
+// PrepareMerge implements [kernels.Decoding].
+func (m *Meter) PrepareMerge(layers []kernels.Merge) (kernels.Merging, error) {
+	return m.b.PrepareMerge(layers)
+}
+
+// Merge implements [kernels.Decoding]. It counts as if nothing were in force, which the host cannot know.
+func (m *Meter) Merge(p kernels.Merging, ids, weights, force kernels.Tensor, scale float64) {
+	n, work := ids.Len(), moves(ids, weights, force, force)
+	for _, l := range p.Layers() {
 		work = work.and(moves(l.Dst, l.Src), gathers(l.A, n), gathers(l.B, n), product(l.Dst.Shape[0], l.Dst.Shape[1], n*l.A.Shape[1]))
 	}
-	m.do("Merge", work, func() { m.b.Merge(layers, ids, weights, scale) })
+	m.do("Merge", work, func() { m.b.Merge(p, ids, weights, force, scale) })
 }
 
 // Append implements [kernels.Decoding].

@@ -99,8 +99,13 @@ func TestWork(t *testing.T) {
 			m.Experts(y, x, f32(9, 2, 3), f32(9, 2, 5), i32([]int32{0, 8, 3, 4}, 2, 2), f32(2, 2), 1)
 		}, 4 * 2 * 2 * (3 + 5), 80 + 24 + 16 + 16 + 4*24 + 4*40},
 		{"Merge", func(m *Meter) {
-			m.Merge([]kernels.Merge{{Dst: f32(5, 3), Src: w, A: f32(9, 2, 3), B: f32(9, 2, 5)}}, i32([]int32{1, 2}, 2), f32(2), 1)
-		}, 2 * 5 * 3 * 4, 60 + 60 + 8 + 8 + 2*24 + 2*40},
+			p, err := m.PrepareMerge([]kernels.Merge{{Dst: f32(5, 3), Src: w, A: f32(9, 2, 3), B: f32(9, 2, 5)}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Close()
+			m.Merge(p, i32([]int32{1, 2}, 2), f32(2), i32(make([]int32, 4), 4), 1)
+		}, 2 * 5 * 3 * 4, 60 + 60 + 8 + 8 + 2*16 + 2*24 + 2*40},
 		{"Append", func(m *Meter) { m.Append(f32(9, 3), x, i32([]int32{4, -1}, 2)) }, 0, 8 + 2*12},
 		{"Sample", func(m *Meter) { m.Sample(i32(make([]int32, 2), 2), u, f32(2), kernels.Sampling{}) }, 0, 8 + 32 + 8},
 	} {

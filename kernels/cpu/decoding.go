@@ -63,60 +63,6 @@ func (e *engine[E]) Experts(y, x, a, b, ids, weights kernels.Tensor, scale float
 	})
 }
 
-// mergeRows is the rows of a weight that are merged at a time.
-const mergeRows = 64
-
-// Merge is dst = src + s·Σ_k weights[k]·B[i]ᵀ·A[i], i = ids[k], for every layer in one call. ids (n) i32,
-// weights (n).
-func (e *engine[E]) Merge(layers []kernels.Merge, ids, weights kernels.Tensor, scale float64) {
-	const op = "Merge"
-	id := in[int32](op, "ids", ids, ids.Len())
-	ws := in[E](op, "weights", weights, len(id))
-	type unit struct {
-		layer *mergeLayer[E]
-		from  int
-	}
-	var units []unit
-	work := 0
-	for _, l := range layers {
-		x := expertsIn[E](op, l.A, l.B)
-		indices(op, "ids", ids, x.count, len(id))
-		layer := &mergeLayer[E]{experts: x, dst: in[E](op, "Dst", l.Dst, x.out, x.width), src: weightIn[E](op, "Src", l.Src, x.out, x.width)}
-		for from := 0; from < x.out; from += mergeRows {
-			units = append(units, unit{layer, from})
-		}
-		work += x.out * x.width
-	}
-	e.each(len(units), work, func(w *worker[E], i int) {
-		u := units[i]
-		u.layer.merge(w, u.from, min(u.layer.out, u.from+mergeRows), id, ws, E(scale))
-	})
-}
-
-type mergeLayer[E float] struct {
-	experts[E]
-	dst []E
-	src weight[E]
-}
-
-// merge computes the rows [from, to) of dst.
-func (m *mergeLayer[E]) merge(w *worker[E], from, to int, ids []int32, weights []E, scale E) {
-	defer w.release(w.mark())
-	dst := dense(m.dst[from*m.width:to*m.width], to-from, m.width)
-	m.src.widen(w, dst.data, from*m.width)
-	depth := len(ids) * m.rank
-	down, up := dense(w.take(depth*m.width), depth, m.width), dense(w.take(depth*dst.rows), depth, dst.rows)
-	for k, id := range ids {
-		for r := range m.rank {
-			row, at := k*m.rank+r, int(id)*m.rank+r
-			m.a.widen(w, down.row(row), at*m.width)
-			m.b.widen(w, up.row(row), at*m.out+from)
-			w.vec.scale(up.row(row), up.row(row), scale*weights[k])
-		}
-	}
-	w.multiply(dst, up.t(), down, 1, 1)
-}
-
 // Append is cache[at[t]] = x[t], where at[t] ≥ 0. cache (P, K·d), x (T, K·d), at (T) i32.
 func (e *engine[E]) Append(cache, x, at kernels.Tensor) {
 	const op = "Append"

@@ -1,16 +1,14 @@
-// Merge is dst = src + s·Σ_k weights[k]·B[i]ᵀ·A[i], i = ids[k], for every layer in one call. ids (n) i32,
-// weights (n).
+// PrepareMerge is the layers, of any shapes, as Merge takes them. Their tensors must stay where they are until it is
+// closed, and no Dst may overlap another. The error says how much memory was asked for and how much there is.
 //
-// An id of no expert makes the weights NaN.
-#include "common.cuh"
-
-// A layer's part; types are kernels.Type.
-struct Layer {
-    void *dst;
-    const void *src, *a, *b;
-    int experts, rank, width, out;
-    int src_type, a_type, b_type, unused;
-};
+// Merge is dst = src + s·Σ_k weights[k]·B[i]ᵀ·A[i], i = ids[k], for every layer of m in one call, unless force says
+// that this is what they hold. ids (n) i32, weights (n), force (2n) i32 or none: the ids that were merged last with
+// this m and scale and, behind them, the bits of their weights as float32. The call compares it with ids and weights,
+// and leaves it as they are. An id below 0 and a weight that float32 does not hold are never in force; so a force of
+// -1 throughout says that nothing was merged yet.
+//
+// An id of no expert makes the weights NaN. These are the general kernels, for any types and shapes; merge_stream.cu has those for large models.
+#include "merge.cuh"
 
 // load8 of a type that only the table knows.
 __device__ inline void load8_of(int type, const void *p, long long i, int m, float x[8]) {
@@ -21,36 +19,26 @@ __device__ inline void load8_of(int type, const void *p, long long i, int m, flo
     }
 }
 
-// A block computes 64 rows by 128 columns of the layer blockIdx.y, a thread 4 by 8 of them.
-template <class T> __device__ void merge(const Layer *layers, const int *ids, const float *weights, int n, float scale) {
+// Merges 64 rows by 128 columns of a layer from (row0, column0) on, a thread 4 by 8 of them.
+template <class T> __device__ void merge_tile(const MergeLayer &l, const MergeChoice &c, int row0, int column0) {
     const int depth = 16;
     __shared__ __align__(16) float up[depth][64], down[depth][128];
-    Layer l = layers[blockIdx.y];
-    int across = (l.width + 127) / 128;
-    int row0 = 64 * (blockIdx.x / across), column0 = 128 * (blockIdx.x % across);
-    if (row0 >= l.out) return;
     int row = 4 * (threadIdx.x / 16), column = 8 * (threadIdx.x % 16);
     float sum[4][8] = {};
-    for (int first = 0; first < n * l.rank; first += depth) {
+    for (int first = 0; first < c.n * l.rank; first += depth) {
         // Every thread fetches 8 elements of down, half of them 8 of up. What is missing is zero in both.
         {
-            int kr = first + threadIdx.x / 16, k = kr / l.rank;
-            int expert = kr < n * l.rank ? ids[k] : -1;
-            bool valid = expert >= 0 && expert < l.experts;
-            int m = valid ? max(0, min(8, l.width - column0 - column)) : 0;
+            int at = c.row(l, first + threadIdx.x / 16), m = at < 0 ? 0 : max(0, min(8, l.width - column0 - column));
             float x[8];
-            load8_of(l.a_type, l.a, ((long long)(valid ? expert : 0) * l.rank + kr % l.rank) * l.width + column0 + column, m, x);
+            load8_of(l.a_type, l.a, (long long)max(at, 0) * l.width + column0 + column, m, x);
             for (int j = 0; j < 8; j++) down[threadIdx.x / 16][column + j] = x[j];
         }
         if (threadIdx.x < 128) {
-            int kr = first + threadIdx.x / 8, k = kr / l.rank, r = 8 * (threadIdx.x % 8);
-            bool asked = kr < n * l.rank;
-            int expert = asked ? ids[k] : -1;
-            bool valid = expert >= 0 && expert < l.experts;
-            int m = valid ? max(0, min(8, l.out - row0 - r)) : 0;
-            float x[8], factor = valid ? scale * weights[k] : 0;
-            load8_of(l.b_type, l.b, ((long long)(valid ? expert : 0) * l.rank + kr % l.rank) * l.out + row0 + r, m, x);
-            for (int j = 0; j < 8; j++) up[threadIdx.x / 8][r + j] = asked && !valid ? __uint_as_float(0x7fc00000u) : factor * x[j];
+            int kr = first + threadIdx.x / 8, r = 8 * (threadIdx.x % 8);
+            int at = c.row(l, kr), m = at < 0 ? 0 : max(0, min(8, l.out - row0 - r));
+            float x[8], factor = c.factor(l, kr);
+            load8_of(l.b_type, l.b, (long long)max(at, 0) * l.out + row0 + r, m, x);
+            for (int j = 0; j < 8; j++) up[threadIdx.x / 8][r + j] = factor * x[j];
         }
         __syncthreads();
 #pragma unroll
@@ -78,10 +66,21 @@ template <class T> __device__ void merge(const Layer *layers, const int *ids, co
     }
 }
 
-#define MERGE(T)                                                                                                                      \
-    extern "C" __global__ void merge_##T(const Layer *layers, const int *ids, const float *weights, int n, float scale) {             \
-        merge<T>(layers, ids, weights, n, scale);                                                                                     \
-    }                                                                                                                                 \
+// A block takes one tile after the other.
+template <class T> __device__ void merge(const MergeLayer *layers, int count, int tiles, const MergeChoice &c) {
+    if (c.in_force()) return;
+    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        MergeLayer l = *merge_layer<&MergeLayer::tile>(layers, count, tile);
+        int across = (l.width + 127) / 128, i = tile - l.tile;
+        merge_tile<T>(l, c, 64 * (i / across), 128 * (i % across));
+    }
+    c.done();
+}
+
+#define MERGE(T)                                                                                                                 \
+    extern "C" __global__ void merge_##T(const MergeLayer *layers, int count, int tiles, MergeChoice c) {                        \
+        merge<T>(layers, count, tiles, c);                                                                                       \
+    }                                                                                                                            \
     KERNEL(merge_##T)
 MERGE(f32)
 MERGE(bf16)

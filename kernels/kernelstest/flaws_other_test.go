@@ -2,6 +2,7 @@ package kernelstest
 
 import (
 	"math"
+	"slices"
 	"unsafe"
 
 	"loratrain/kernels"
@@ -28,6 +29,12 @@ var otherFlaws = []flaw{
 	{"Experts overwrites", "Experts", `y\[`, func(n naive) kernels.Backend { return overwritesY{n} }},
 	{"Experts takes the first alone", "Experts", `y\[`, func(n naive) kernels.Backend { return firstExpert{n} }},
 	{"Merge takes one layer", "Merge", `layers\[1\]\.Dst\[0 0\] is NaN`, func(n naive) kernels.Backend { return oneLayer{n} }},
+	{"Merge does it again", "Merge", `layers\[1\]\.Dst\[0 0\] was written`, func(n naive) kernels.Backend { return mergesAlways{n} }},
+	{"Merge compares ids alone", "Merge", `weight_differs_in_a_bit(?s:.*)Dst are wrong`, func(n naive) kernels.Backend { return comparesIDs{n} }},
+	{"Merge compares numbers", "Merge", `minus_zero_is_not_zero(?s:.*)Dst are wrong`, func(n naive) kernels.Backend { return comparesNumbers{n} }},
+	{"Merge forgets what it merged", "Merge", `force\[0\] is -1, want 2`, func(n naive) kernels.Backend { return forgetsForce{n} }},
+	{"Merge starts from what it merged", "Merge", `Dst has other bits than a fresh merge`, func(n naive) kernels.Backend { return mergesOnto{n} }},
+	{"PrepareMerge keeps one layer", "PrepareMerge", `1 layers, prepared were 2`, func(n naive) kernels.Backend { return keepsOne{n} }},
 	{"Append puts padding in row 0", "Append", `padding_stays_out`, func(n naive) kernels.Backend { return appendsPadding{n} }},
 	{"Sample takes the last of equals", "Sample", `greedy_tie_goes_low`, func(n naive) kernels.Backend { return lastOfEquals{n} }},
 	{"Sample drops what reaches top-p", "Sample", `top-p_takes_the_one_that_reaches_it`, func(n naive) kernels.Backend { return dropsReaching{n} }},
@@ -202,8 +209,76 @@ func (b firstExpert) Experts(y, x, a, up, ids, weights kernels.Tensor, scale flo
 
 type oneLayer struct{ naive }
 
-func (b oneLayer) Merge(layers []kernels.Merge, ids, weights kernels.Tensor, scale float64) {
-	b.naive.Merge(layers[:1], ids, weights, scale)
+func (b oneLayer) Merge(m kernels.Merging, ids, weights, force kernels.Tensor, scale float64) {
+	b.naive.Merge(naiveMerging(m.Layers()[:1]), ids, weights, force, scale)
+}
+
+type mergesAlways struct{ naive }
+
+func (b mergesAlways) Merge(m kernels.Merging, ids, weights, force kernels.Tensor, scale float64) {
+	b.naive.Merge(m, ids, weights, force, scale)
+	b.naive.Merge(m, ids, weights, kernels.Tensor{}, scale)
+}
+
+type comparesIDs struct{ naive }
+
+func (b comparesIDs) Merge(m kernels.Merging, ids, weights, force kernels.Tensor, scale float64) {
+	if !force.None() {
+		if last, is := kernels.Slice[int32](force), kernels.Slice[int32](ids); slices.Equal(last[:len(is)], is) {
+			copy(last, forceOf(ids, weights))
+			return
+		}
+	}
+	b.naive.Merge(m, ids, weights, force, scale)
+}
+
+func forceOf(ids, weights kernels.Tensor) []int32 {
+	return force(kernels.Slice[int32](ids), numbers(decode(weights)))
+}
+
+type comparesNumbers struct{ naive }
+
+func (b comparesNumbers) Merge(m kernels.Merging, ids, weights, force kernels.Tensor, scale float64) {
+	if !force.None() {
+		last, asked := kernels.Slice[int32](force), forceOf(ids, weights)
+		same := true
+		for i := range asked {
+			x, y := math.Float32frombits(uint32(last[i])), math.Float32frombits(uint32(asked[i]))
+			same = same && (last[i] == asked[i] || x == y)
+		}
+		if same {
+			copy(last, asked)
+			return
+		}
+	}
+	b.naive.Merge(m, ids, weights, force, scale)
+}
+
+type forgetsForce struct{ naive }
+
+func (b forgetsForce) Merge(m kernels.Merging, ids, weights, force kernels.Tensor, scale float64) {
+	if !force.None() {
+		force = kernels.FromSlice(slices.Clone(kernels.Slice[int32](force)), force.Shape...)
+	}
+	b.naive.Merge(m, ids, weights, force, scale)
+}
+
+type mergesOnto struct{ naive }
+
+func (b mergesOnto) Merge(m kernels.Merging, ids, weights, force kernels.Tensor, scale float64) {
+	layers := slices.Clone(m.Layers())
+	if !force.None() && kernels.Slice[int32](force)[0] > 0 {
+		for i := range layers {
+			layers[i].Src = layers[i].Dst
+		}
+	}
+	b.naive.Merge(naiveMerging(layers), ids, weights, force, scale)
+}
+
+type keepsOne struct{ naive }
+
+func (b keepsOne) PrepareMerge(layers []kernels.Merge) (kernels.Merging, error) {
+	return b.naive.PrepareMerge(layers[:1])
 }
 
 type appendsPadding struct{ naive }

@@ -3,6 +3,7 @@ package kernelstest
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 
 	"loratrain/kernels"
@@ -329,10 +330,35 @@ func (n naive) Experts(y, x, a, b, ids, ws kernels.Tensor, scale float64) {
 	store(y, n.float, experts(n.acts(y), n.acts(x), weights(a), weights(b), a.Shape[1], ints(ids, ids.Len()), n.pars(ws), scale))
 }
 
-func (n naive) Merge(layers []kernels.Merge, ids, ws kernels.Tensor, scale float64) {
+// naiveMerging is the layers and nothing else.
+type naiveMerging []kernels.Merge
+
+func (m naiveMerging) Layers() []kernels.Merge { return m }
+func (m naiveMerging) Close()                  {}
+
+func (n naive) PrepareMerge(layers []kernels.Merge) (kernels.Merging, error) {
 	for _, l := range layers {
-		must(l.A.Shape[2] == l.Src.Shape[1] && l.B.Shape[2] == l.Src.Shape[0])
-		store(l.Dst, n.float, merge(weights(l.Src), weights(l.A), weights(l.B), l.A.Shape[1], ints(ids, ws.Len()), n.pars(ws).row(0), scale))
+		dst, src, a, b := n.acts(l.Dst), weights(l.Src), weights(l.A), weights(l.B)
+		must(dst.rows == src.rows && dst.cols == src.cols && a.cols == src.cols && b.cols == src.rows && a.rows == b.rows)
+	}
+	return naiveMerging(layers), nil
+}
+
+func (n naive) Merge(m kernels.Merging, ids, ws, force kernels.Tensor, scale float64) {
+	is, shares := ints(ids, ws.Len()), n.pars(ws).row(0)
+	if !force.None() {
+		last, asked, whole := ints(force, 2*len(is)), slices.Clone(is), true
+		for _, w := range shares {
+			asked = append(asked, int32(math.Float32bits(float32(w.v))))
+			whole = whole && float64(float32(w.v)) == w.v
+		}
+		if whole && slices.Min(is) >= 0 && slices.Equal(last, asked) {
+			return
+		}
+		copy(last, asked)
+	}
+	for _, l := range m.Layers() {
+		store(l.Dst, n.float, merge(weights(l.Src), weights(l.A), weights(l.B), l.A.Shape[1], is, shares, scale))
 	}
 }
 
