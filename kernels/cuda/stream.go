@@ -11,11 +11,11 @@ import (
 
 // The shape of a block of stream_sm90.cu.
 const (
-	streamThreads   = 32 * (streamWarps + 1)
-	streamMaxStages = 11
-	streamMinStages = 3
-	streamMaps      = 3*kernels.Targets + 2
-	mapBytes        = 128
+	streamBlockThreads = 32 * (streamWarps + 1)
+	streamMaxStages    = 11
+	streamMinStages    = 3
+	streamMaps         = 3*kernels.Targets + 2
+	mapBytes           = 128
 )
 
 // streamGroups are the query heads to a key-value head that kernels are made for.
@@ -142,7 +142,7 @@ func (s *stream) prepare(shape streamShape) error {
 	}
 	a.UnderWay = a.Stages
 	s.kernel = fmt.Sprintf("stream_%d_%d_%d", tiles, heads.Dim, group)
-	s.launch = Launch{Grid: [3]int{shape.blocks}, Block: [3]int{streamThreads}, Shared: int(a.Stages)*(streamStage+16) + fixed - 16*streamMaxStages}
+	s.launch = Launch{Grid: [3]int{shape.blocks}, Block: [3]int{streamBlockThreads}, Shared: int(a.Stages)*(streamStage+16) + fixed - 16*streamMaxStages}
 
 	var failed error
 	take := func(t kernels.Type, shape ...int) Address {
