@@ -51,6 +51,7 @@ var tests = []struct {
 	{"Experts", testExperts},
 	{"Merge", testMerge},
 	{"Append", testAppend},
+	{"Advance", testAdvance},
 	{"Sample", testSample},
 }
 
