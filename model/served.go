@@ -17,9 +17,11 @@ type Served struct {
 	Base *Placed
 
 	layers   []servedLayer
-	router   kernels.Tensor   // (E, D), with router.Token
-	tableIDs []int32          // (V, 2), with router.Token
-	tableW   []float32        // (V, 2)
+	router   kernels.Tensor // (E, D), with router.Token
+	tableIDs []int32        // (V, 2), with router.Token
+	tableW   []float32      // (V, 2)
+	ids      kernels.Tensor // the same where the backend can read it
+	gates    kernels.Tensor
 	own      []kernels.Tensor // merged weights
 }
 
@@ -118,7 +120,11 @@ func (s *Served) readTable(e *checkpoints.Serving) error {
 		return err
 	}
 	s.tableIDs, s.tableW = kernels.Slice[int32](hostIDs), kernels.Slice[float32](hostW)
-	return nil
+	b := s.Base.Backend
+	if s.ids, err = b.Place(hostIDs); err == nil {
+		s.gates, err = b.Place(inType(hostW, b.Param()))
+	}
+	return err
 }
 
 // mergeShared makes the base one whose weights hold the shared expert.
@@ -143,6 +149,8 @@ func (s *Served) mergeShared(shared [][targets]servedLinear) error {
 	return s.merge(x, jobs, []int32{0}, []float32{1})
 }
 
+const copyOfWeights = "a copy of the weights to merge experts into"
+
 // copyTargets is the model with memory of its own for the weights of some linear layers, and the jobs that fill them.
 func (p *Placed) copyTargets(list []Target, pair func(layer int, t Target) servedLinear) (*Placed, []kernels.Merge, error) {
 	c := *p
@@ -156,7 +164,7 @@ func (p *Placed) copyTargets(list []Target, pair func(layer int, t Target) serve
 				for _, j := range jobs {
 					p.Backend.Free(j.Dst)
 				}
-				return nil, nil, fmt.Errorf("a copy of the weights to merge experts into: %w", err)
+				return nil, nil, fmt.Errorf("%s: %w", copyOfWeights, err)
 			}
 			c.weights.Layers[l].W[t] = dst
 			e := pair(l, t)
