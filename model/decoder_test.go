@@ -3,7 +3,6 @@ package model
 import (
 	"bytes"
 	"cmp"
-	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -234,84 +233,6 @@ func TestFeedRefuses(t *testing.T) {
 			}
 		}
 	}
-}
-
-// Memory that cannot be had is an error wherever it happens, gives back what was taken, and decoding goes on when there is some.
-func TestDecoderOutOfMemory(t *testing.T) {
-	eachKind(t, func(t *testing.T, spec AdapterSpec) {
-		m, b := adapted(t, "llama", cpu.Options{}, spec, false)
-		s, _ := served(t, m)
-		ids := randomIDs(9, m.Base.Arch.Vocab, 5)
-		for _, mode := range Modes(spec.Granularity) {
-			held := len(b.held)
-			var d *Decoder
-			for n := 0; ; n++ {
-				b.left = n
-				var err error
-				if d, err = NewDecoder(m.Placed, s, mode, 8, 1); err == nil {
-					break
-				}
-				if !errors.Is(err, errNoMemory) {
-					t.Fatalf("%s: with %d allocations: %v", mode, n, err)
-				}
-				if len(b.held) != held {
-					t.Fatalf("%s: with %d allocations, %d tensors are not given back", mode, n, len(b.held)-held)
-				}
-			}
-			failures := 0
-			for b.left = 0; ; failures++ {
-				err := feed(d, ids...)
-				if err == nil {
-					break
-				}
-				if !errors.Is(err, errNoMemory) || d.Room(0) != 8 {
-					t.Fatalf("%s: out of memory: room for %d, error %v", mode, d.Room(0), err)
-				}
-				b.left = failures + 1
-			}
-			b.left = -1
-			if failures == 0 {
-				t.Errorf("%s: a pass needs no memory", mode)
-			}
-			fresh := mustDecoder(t, m.Placed, s, mode, 8)
-			if got, want := d.Logits(0), mustFeed(t, fresh, ids...); !slices.Equal(got, want) {
-				t.Errorf("%s: the logits after memory ran out %d times differ from a new decoder's", mode, failures)
-			}
-			if got, want := mustFeed(t, d, 3), mustFeed(t, fresh, 3); !slices.Equal(got, want) {
-				t.Errorf("%s: and so do those of the next token", mode)
-			}
-			d.Close()
-			fresh.Close()
-			if len(b.held) != held {
-				t.Errorf("%s: %d tensors are not given back", mode, len(b.held)-held)
-			}
-		}
-	})
-}
-
-// Decoding takes no more memory with every token.
-func TestDecodingHoldsItsMemory(t *testing.T) {
-	eachKind(t, func(t *testing.T, spec AdapterSpec) {
-		m, b := adapted(t, "llama", cpu.Options{}, spec, false)
-		s, _ := served(t, m)
-		for _, mode := range Modes(spec.Granularity) {
-			d := mustDecoder(t, m.Placed, s, mode, 40)
-			ids := randomIDs(10, m.Base.Arch.Vocab, 40)
-			for range 2 {
-				mustFeed(t, d, ids[0])
-				d.Experts(0)
-			}
-			b.left = 0
-			for _, id := range ids[2:] {
-				mustFeed(t, d, id)
-				if _, err := d.Tokens()(); err != nil {
-					t.Fatal(err)
-				}
-			}
-			b.left = -1
-			d.Close()
-		}
-	})
 }
 
 // A step of a tiny model is what a decoder costs besides arithmetic.

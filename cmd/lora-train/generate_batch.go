@@ -49,7 +49,8 @@ func (f *generateFlags) runBatch(cmd *cobra.Command, g *generator, b kernels.Bac
 		return err
 	}
 	defer closeDecoder()
-	w.progress = newBatchProgress(cmd.ErrOrStderr(), len(prompts), quiet(cmd))
+	to := cmd.ErrOrStderr()
+	w.progress = newBatchProgress(to, len(prompts), !quiet(cmd) && train.IsTerminal(to))
 	next, begin := 0, time.Now()
 	err = g.run(cmd.Context(), source{
 		next: func() *continuation {
@@ -61,7 +62,7 @@ func (f *generateFlags) runBatch(cmd *cobra.Command, g *generator, b kernels.Bac
 		},
 		done: w.done,
 	})
-	w.progress.close()
+	w.progress.clear()
 	if err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}
@@ -143,11 +144,12 @@ type batchProgress struct {
 	begin time.Time
 }
 
-func newBatchProgress(w io.Writer, texts int, quiet bool) *batchProgress {
+func newBatchProgress(w io.Writer, texts int, shown bool) *batchProgress {
 	p := &batchProgress{begin: time.Now()}
-	if !quiet && train.IsTerminal(w) {
+	if shown {
 		p.bar = progressbar.NewOptions(texts, progressbar.OptionSetWriter(w), progressbar.OptionSetWidth(20),
-			progressbar.OptionSetElapsedTime(false), progressbar.OptionSetDescription("texts"), progressbar.OptionShowCount())
+			progressbar.OptionSetElapsedTime(false), progressbar.OptionSetDescription("texts"), progressbar.OptionShowCount(),
+			progressbar.OptionSetRenderBlankState(true))
 	}
 	return p
 }
@@ -167,5 +169,3 @@ func (p *batchProgress) clear() {
 		_ = p.bar.Clear()
 	}
 }
-
-func (p *batchProgress) close() { p.clear() }

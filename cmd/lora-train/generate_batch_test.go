@@ -159,7 +159,7 @@ func TestBatchInterrupted(t *testing.T) {
 		for i, p := range batchPrompts {
 			prompts = append(prompts, filePrompt{prompt: p, id: json.RawMessage(fmt.Sprint(i))})
 		}
-		w := &batchWriter{out: &out, prompts: prompts, waiting: map[int]*continuation{}, progress: newBatchProgress(io.Discard, 1, true)}
+		w := &batchWriter{out: &out, prompts: prompts, waiting: map[int]*continuation{}, progress: newBatchProgress(io.Discard, 1, false)}
 		ctx, cancel := context.WithCancel(t.Context())
 		next := 0
 		err := g.run(ctx, source{
@@ -199,6 +199,31 @@ func TestBatchInterrupted(t *testing.T) {
 				t.Errorf("line %d is %s: %v", i+1, line, err)
 			}
 		}
+	}
+}
+
+func TestBatchProgress(t *testing.T) {
+	var screen bytes.Buffer
+	p := newBatchProgress(&screen, 7, true)
+	if !strings.Contains(screen.String(), "(0/7)") {
+		t.Errorf("at the beginning the screen shows %q", screen.String())
+	}
+	screen.Reset()
+	p.show(3, 40)
+	if text := screen.String(); !strings.Contains(text, "(3/7)") || !strings.Contains(text, "tokens/s") || strings.Contains(text, "\n") {
+		t.Errorf("after three texts it shows %q", text)
+	}
+	screen.Reset()
+	p.clear()
+	if text := screen.String(); !strings.HasPrefix(text, "\r") || strings.Trim(text, "\r \x1b[2K") != "" {
+		t.Errorf("a bar is cleared by %q", text)
+	}
+	screen.Reset()
+	silent := newBatchProgress(&screen, 7, false)
+	silent.show(1, 1)
+	silent.clear()
+	if screen.Len() > 0 {
+		t.Errorf("where nobody looks it shows %q", screen.String())
 	}
 }
 
