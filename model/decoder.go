@@ -42,7 +42,6 @@ type Decoder struct {
 	recording kernels.Recording
 
 	merging kernels.Merging // into serving, with Merged
-	merged  mergedChoice
 }
 
 var errNoTokens = errors.New("no tokens to run\ngive a prompt of at least one token")

@@ -17,13 +17,9 @@ func (d *Decoder) Step() error {
 		}
 		d.release(seq)
 	}
-	if d.switches() {
-		if err := d.switchExperts(); err != nil {
-			return err
-		}
-	}
 	if err := d.run(); err != nil {
 		d.setLengths()
+		d.forgetMerged()
 		return err
 	}
 	for seq, n := range d.lengths {
@@ -60,6 +56,9 @@ func (d *Decoder) run() error {
 // once is a step's operations.
 func (d *Decoder) once() {
 	d.advance()
+	if d.switches() {
+		d.switchExperts()
+	}
 	d.pass()
 	d.choose()
 }
