@@ -28,6 +28,7 @@ func newState(p *Placed, ad *Served, sequences, room int) (s state, err error) {
 		{&s.Length, ints(sequences)},
 		{&s.Keys, ints(sequences, 2)},
 		{&s.Pos, ints(sequences)},
+		{&s.Live, ints(sequences)},
 		{&s.Rows, ints(sequences)},
 		{&s.Spans, ints(sequences, 4)},
 		{&s.U, graph.Of(p.Backend.Param(), sequences)},

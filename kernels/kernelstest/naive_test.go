@@ -377,6 +377,7 @@ func (n naive) Advance(q kernels.Sequences, ids, gates kernels.Tensor) {
 	}
 	w := a.advance()
 	copy(ints(q.Pos, count), w.pos)
+	copy(ints(q.Live, count), w.live)
 	copy(ints(q.Rows, count), w.rows)
 	copy(ints(q.Spans, 4*count), w.spans)
 	store(q.U, n.param, w.u)
