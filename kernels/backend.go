@@ -74,7 +74,8 @@ type Network interface {
 	// for the heads' norms, (d).
 	RMSNorm(y, x, w Tensor, eps float64)
 
-	// Linear is y = plus + x·wᵀ + bias. y (T, D_out), x (T, D), w (D_out, D), bias (D_out) or none, plus as y or none.
+	// Linear is y = plus + x·wᵀ + bias. y (T, D_out), of type Float or, with neither bias nor plus, Param, x (T, D), w (D_out, D), bias (D_out)
+	// or none, plus as y or none.
 	Linear(y, x, w, bias, plus Tensor)
 
 	// SwitchLinear is u = z·A and y = plus + x·wᵀ + bias + s·(u ⊙ Ĝ)·B, where Ĝ = [G ⊗ 1_R | 1] (T, C).

@@ -134,7 +134,11 @@ func (n naive) addend(plus, result kernels.Tensor) matrix {
 func (n naive) Linear(y, x, w, bias, plus kernels.Tensor) {
 	xs, ws, bs := n.acts(x), weights(w), weights(bias)
 	must(xs.cols == ws.cols && (bs.none() || bs.cols == ws.rows))
-	store(y, n.float, linear(xs, ws, bs, n.addend(plus, y)))
+	typ := n.float
+	if y.Type == n.param && bias.None() && plus.None() {
+		typ = n.param
+	}
+	store(y, typ, linear(xs, ws, bs, n.addend(plus, y)))
 }
 
 func (n naive) LinearGrad(dx, dy, w, plus kernels.Tensor) {
