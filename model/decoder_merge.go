@@ -13,6 +13,9 @@ func (d *Decoder) switches() bool {
 	return d.adapter != nil && d.mode == Merged && d.adapter.Spec.Granularity == router.Token
 }
 
+// beside says whether each token's experts are applied beside the weights and known before the first layer.
+func (d *Decoder) beside() bool { return d.adapter.chosen() > 0 && d.mode == Fused }
+
 // prepareMerge makes the serving copy.
 func (d *Decoder) prepareMerge() error {
 	s, b := d.adapter, d.base.Backend
@@ -26,7 +29,7 @@ func (d *Decoder) prepareMerge() error {
 	if err != nil {
 		return fmt.Errorf("mode merged: %w\nuse --mode fused, which needs no copy", err)
 	}
-	d.serving = copied.Bind(d.x)
+	d.copied, d.serving = copied, copied.Bind(d.x)
 	d.forgetMerged()
 	if s.Spec.Granularity == router.None {
 		return s.merge(d.x, d.merging, []int32{0}, []float32{1})

@@ -48,7 +48,7 @@ func newState(p *Placed, ad *Served, sequences, room int) (s state, err error) {
 			*part.to = s.pack.Parts[i]
 		}
 	}
-	if s.logits, err = p.Backend.Alloc(p.Backend.Float(), sequences, p.Arch.Vocab); err != nil {
+	if s.logits, err = p.Backend.Alloc(p.Backend.Param(), sequences, p.Arch.Vocab); err != nil {
 		return s, err
 	}
 	s.keys = make([]uint64, sequences)
