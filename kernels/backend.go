@@ -235,6 +235,21 @@ type Sampling struct {
 	TopP        float64 // only the most probable ones until their sum reaches TopP; 0 or 1: all
 }
 
+// Sequences is where S sequences that are decoded together stand, each with room for P tokens in the rows [s·P, (s+1)·P) of a
+// cache, and what a pass over one token of each needs, which [Decoding.Advance] finds out.
+type Sequences struct {
+	Tokens Tensor // (S) i32: the token of each that is run next
+	Length Tensor // (S) i32: the tokens before it; below 0: the sequence is stopped
+	Keys   Tensor // (S, 2) i32: of its random numbers
+	Room   int    // P
+	Window int    // W: the positions that a token sees, itself one of them; 0: all
+
+	Pos, Rows        Tensor // (S) i32
+	Spans            Tensor // (S, 4) i32, see Attention
+	U                Tensor // (S), see Sample
+	Experts, Weights Tensor // (S, n) i32 and (S, n), or none
+}
+
 // Decoding is what generating text needs beyond [Network]: experts as an export holds them, and a cache.
 type Decoding interface {
 	// Top2 is Gate in short form: ids of the two largest logits, the larger first, and their softmax. Ties go to the
@@ -259,9 +274,15 @@ type Decoding interface {
 	// Append is cache[at[t]] = x[t], where at[t] ≥ 0. cache (P, K·d), x (T, K·d), at (T) i32.
 	Append(cache, x, at Tensor)
 
+	// Advance puts each sequence's token behind those before it. With p = length[s], if 0 ≤ p < P: pos[s] = p, rows[s] = s·P + p,
+	// spans[s] = (0, 0, s·P + f, s·P + p+1) with f = max(0, p+1-W), or 0 if W is 0, u[s] = ⌊Random(keys[s, 0], keys[s, 1], 0).At(p)/2⁴⁰⌋/2²⁴,
+	// experts[s] = ids[tokens[s]] and weights[s] = gates[tokens[s]], if there is a routing table, and length[s] becomes p+1. A sequence that
+	// is stopped or full does no harm: rows[s] is -1, all else is 0, and length[s] stays. ids (V, n) i32, gates (V, n) of type Param.
+	Advance(q Sequences, ids, gates Tensor)
+
 	// Sample chooses a token for each row of logits: the temperature divides the logits, TopK and then TopP leave
 	// some of them, and the token is the first whose cumulative probability, largest first, exceeds u[t], which is
-	// uniform in [0, 1). ids (T) i32, logits (T, V), u (T) of type Param. A NaN is never chosen; a row of nothing else
-	// gives 0. Equal logits are in the order of their ids.
+	// uniform in [0, 1). ids (T) i32, logits (T, V) of type Float or Param, u (T) of type Param. A NaN is never chosen; a
+	// row of nothing else gives 0. Equal logits are in the order of their ids.
 	Sample(ids, logits, u Tensor, rule Sampling)
 }

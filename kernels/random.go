@@ -12,6 +12,9 @@ func Random(seed, step int32, site int) Stream {
 // At is the 64 random bits of element i.
 func (s Stream) At(i int) uint64 { return mix(uint64(s) + uint64(i)) }
 
+// Uniform is the upper 24 of them as a number in [0, 1).
+func (s Stream) Uniform(i int) float64 { return float64(s.At(i)>>40) * 0x1p-24 }
+
 // mix is the output function of splitmix64.
 func mix(z uint64) uint64 {
 	z += 0x9e3779b97f4a7c15

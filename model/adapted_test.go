@@ -48,7 +48,14 @@ func adapted(t testing.TB, model string, o cpu.Options, spec AdapterSpec, rounde
 // adaptedAt is adapted of the model at a path.
 func adaptedAt(t testing.TB, path string, o cpu.Options, spec AdapterSpec, rounded bool) (Adapted, *counter) {
 	t.Helper()
-	base, b := mustOpen(t, path), newCounter(t, o)
+	b := newCounter(t, o)
+	return adaptedOn(t, path, b, spec, rounded), b
+}
+
+// adaptedOn is that on any backend.
+func adaptedOn(t testing.TB, path string, b kernels.Backend, spec AdapterSpec, rounded bool) Adapted {
+	t.Helper()
+	base := mustOpen(t, path)
 	placed, err := Place(b, base.Arch, base.Weights, positions)
 	if err != nil {
 		t.Fatal(err)
@@ -74,7 +81,10 @@ func adaptedAt(t testing.TB, path string, o cpu.Options, spec AdapterSpec, round
 			set(i, float64(x))
 		}
 	}
-	return Adapted{Base: base, Placed: placed, Bank: bank, Params: params}, b
+	if params, err = b.Place(params); err != nil {
+		t.Fatal(err)
+	}
+	return Adapted{Base: base, Placed: placed, Bank: bank, Params: params}
 }
 
 // served writes the export of an adapter, unverified, and opens it.
@@ -107,7 +117,12 @@ func served(t testing.TB, m Adapted) (*Served, *checkpoints.Serving) {
 
 func mustDecoder(t testing.TB, base *Placed, s *Served, mode Mode, context int) *Decoder {
 	t.Helper()
-	d, err := NewDecoder(base, s, mode, context)
+	return mustDecoderOf(t, base, s, mode, context, 1)
+}
+
+func mustDecoderOf(t testing.TB, base *Placed, s *Served, mode Mode, context, sequences int) *Decoder {
+	t.Helper()
+	d, err := NewDecoder(base, s, mode, context, sequences)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,12 +130,28 @@ func mustDecoder(t testing.TB, base *Placed, s *Served, mode Mode, context int) 
 	return d
 }
 
+// feed runs tokens of a decoder's only sequence: one of them in a step, more at once.
+func feed(d *Decoder, ids ...int32) error {
+	if d.lengths[0] == stopped {
+		if err := d.Start(0, 0); err != nil {
+			return err
+		}
+	}
+	if len(ids) != 1 {
+		return d.Extend(0, ids...)
+	}
+	if err := d.Put(0, ids[0]); err != nil {
+		return err
+	}
+	return d.Step()
+}
+
 func mustFeed(t *testing.T, d *Decoder, ids ...int32) []float64 {
 	t.Helper()
-	if err := d.Feed(ids...); err != nil {
+	if err := feed(d, ids...); err != nil {
 		t.Fatal(err)
 	}
-	return d.Logits()
+	return d.Logits(0)
 }
 
 // randomIDs is a text of a tiny model's vocabulary.

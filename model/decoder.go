@@ -10,252 +10,239 @@ import (
 	"loratrain/router"
 )
 
-// Mode is how a decoder applies experts.
-type Mode string
+// MaxSequences is how many sequences a Decoder can have.
+const MaxSequences = 64
 
-// The modes. Fused applies the chosen experts beside the base's weights, looked up in the routing table. Merged adds them to
-// a copy of the weights before each token, from the pristine ones, and then runs the bare backbone (LoRA-Switch).
-// Layerwise computes the routers and applies each layer's experts by itself, the cost that the other two remove.
-const (
-	Fused     Mode = "fused"
-	Merged    Mode = "merged"
-	Layerwise Mode = "layerwise"
-)
+// PrefillTokens is how much of a prompt is computed at once: enough for large matrices, little enough that memory is small and that
+// who gives a longer prompt piece by piece can stop between them.
+const PrefillTokens = 512
 
-// Modes lists those that an adapter of a granularity can be decoded in, the fastest first.
-func Modes(g router.Granularity) []Mode {
-	switch g {
-	case router.Token, router.None:
-		return []Mode{Fused, Merged, Layerwise}
-	default:
-		return []Mode{Layerwise}
-	}
-}
-
-// ParseMode is the Mode of that name, if an adapter of that granularity has it.
-func ParseMode(name string, g router.Granularity) (Mode, error) {
-	for _, m := range Modes(g) {
-		if string(m) == name {
-			return m, nil
-		}
-	}
-	for _, m := range Modes(router.Token) {
-		if string(m) == name {
-			return "", fmt.Errorf("mode %s needs one decision per token, this adapter decides per %s\nuse --mode %s", name, g, Modes(g)[0])
-		}
-	}
-	return "", fmt.Errorf("unknown mode %q\nuse one of %v", name, Modes(router.Token))
-}
-
-// Decoder generates one sequence, a token at a time.
+// Decoder generates up to MaxSequences sequences at once, a token of each in a step. Sequences are known by their place, from 0 on; each
+// starts and ends by itself, and another can be started in its place.
+//
+// What a step needs lies on the backend, and a [kernels.Capturer] records the step once and repeats it: Step queues it and returns, and
+// nobody need wait for its tokens before the next step is queued.
 type Decoder struct {
 	base    *Placed
 	adapter *Served // nil: the base alone
 	mode    Mode
+	room    int // tokens of a sequence
+	rule    kernels.Sampling
 	x       *graph.Immediate
 	values  *Values // of the base
 	serving *Values // of the merged copy, with Merged
 	cache   *Cache
-	pos     int
-	logits  graph.V     // (1, V), of the last token
-	beside  *servedPass // the last pass, if its experts were applied beside the weights
+	state   state
+	lengths []int  // of each sequence, as they will be when all that is queued is done; stopped
+	chosen  []bool // the token that follows is chosen
+
+	step      *servedPass   // the experts of the last step; nil: of none
+	prefilled []*servedPass // those of each sequence's tokens since the last step, if there are any
+	warm      bool          // a step has run, so that another needs no more memory
+	recording kernels.Recording
 
 	merging kernels.Merging // into serving, with Merged
 	merged  mergedChoice
 }
 
-// mergedChoice is what the serving copy holds.
-type mergedChoice struct {
-	set     bool
-	ids     [router.Top]int32
-	weights [router.Top]float32
-}
+var errNoTokens = errors.New("no tokens to run\ngive a prompt of at least one token")
 
-// NewDecoder is ready for sequences of up to a number of tokens, no more than the base was placed for. adapter may be nil: then
-// the base is decoded alone, whatever the mode.
-func NewDecoder(base *Placed, adapter *Served, mode Mode, context int) (*Decoder, error) {
-	d := &Decoder{base: base, adapter: adapter, mode: mode}
+// stopped is the length of a sequence that is not decoded.
+const stopped = -1
+
+// NewDecoder is ready for a number of sequences of up to context tokens, no more than the base was placed for. adapter may be nil:
+// then the base is decoded alone, whatever the mode. Tokens are chosen greedily.
+func NewDecoder(base *Placed, adapter *Served, mode Mode, context, sequences int) (*Decoder, error) {
+	d := &Decoder{base: base, adapter: adapter, mode: mode, room: context}
 	if adapter != nil {
 		d.base = adapter.Base
-		if _, err := ParseMode(string(mode), adapter.Spec.Granularity); err != nil {
-			return nil, err
-		}
 	}
-	if context > d.base.Positions() {
-		return nil, fmt.Errorf("a context of %d tokens, the model was placed for %d", context, d.base.Positions())
+	if err := d.check(sequences); err != nil {
+		return nil, err
 	}
 	d.x = graph.NewImmediate(d.base.Backend)
 	d.values = d.base.Bind(d.x)
+	d.lengths, d.chosen = slices.Repeat([]int{stopped}, sequences), make([]bool, sequences)
+	d.prefilled = make([]*servedPass, sequences)
 	var err error
-	if d.cache, err = NewCache(d.x, d.base.Arch, context); err != nil {
+	if d.cache, err = NewCache(d.x, d.base.Arch, sequences, context); err != nil {
 		return nil, err
 	}
-	if adapter != nil && mode == Merged {
-		if err := d.prepareMerge(); err != nil {
-			d.Close()
-			return nil, err
-		}
+	if d.state, err = newState(d.base, d.adapter, sequences, context); err == nil && adapter != nil && mode == Merged {
+		err = d.prepareMerge()
+	}
+	if err != nil {
+		d.Close()
+		return nil, err
 	}
 	return d, nil
 }
 
-func (d *Decoder) prepareMerge() error {
-	s := d.adapter
-	copied, jobs, err := d.base.copyTargets(s.Spec.Targets, func(l int, t Target) servedLinear { return s.layers[l].linears[t] })
+func (d *Decoder) check(sequences int) error {
+	if d.adapter != nil {
+		if _, err := ParseMode(string(d.mode), d.adapter.Spec.Granularity); err != nil {
+			return err
+		}
+	}
+	switch {
+	case sequences < 1 || sequences > MaxSequences:
+		return fmt.Errorf("%d sequences at once, expected 1 to %d", sequences, MaxSequences)
+	case sequences > 1 && d.switches():
+		return fmt.Errorf("mode %s has one token's experts in the weights, it cannot decode %d sequences at once\nuse --mode %s, or one sequence at a time",
+			d.mode, sequences, Fused)
+	case d.room > d.base.Positions():
+		return fmt.Errorf("a context of %d tokens, the model was placed for %d", d.room, d.base.Positions())
+	}
+	return nil
+}
+
+// tabled says whether experts are looked up in the routing table.
+func (d *Decoder) tabled() bool {
+	return d.adapter != nil && d.adapter.Spec.Granularity == router.Token && d.mode != Layerwise
+}
+
+// SetRule changes how tokens are chosen from here on.
+func (d *Decoder) SetRule(rule kernels.Sampling) {
+	if rule != d.rule {
+		d.rule = rule
+		d.forgetRecording()
+	}
+}
+
+// Start begins a sequence in a place, whatever was there, with the tokens of its prompt, and chooses the token that follows. key
+// decides all its chance: what is chosen depends on the sequence alone, not on its place or the others. Without tokens the sequence is
+// empty, and Put gives it its first. If it fails for want of memory the place is stopped.
+func (d *Decoder) Start(seq int, key uint64, ids ...int32) error {
+	if err := d.fits(0, ids); err != nil {
+		return err
+	}
+	b := d.base.Backend
+	b.Write(d.state.Keys.View(2*seq, 2), kernels.FromSlice([]int32{int32(key >> 32), int32(key)}, 2))
+	d.state.keys[seq] = key
+	d.release(seq)
+	d.setLength(seq, 0)
+	d.chosen[seq] = false
+	err := d.prefill(seq, ids)
 	if err != nil {
-		return fmt.Errorf("%w\nuse --mode fused, which needs no copy", err)
+		d.Stop(seq)
 	}
-	d.serving = copied.Bind(d.x)
-	if d.merging, err = d.base.Backend.PrepareMerge(jobs); err != nil {
-		for _, j := range jobs {
-			d.base.Backend.Free(j.Dst)
-		}
+	return err
+}
+
+// Extend puts more tokens behind those of a sequence and chooses the token that follows them instead of the one that was chosen.
+func (d *Decoder) Extend(seq int, ids ...int32) error {
+	if err := d.alive(seq); err != nil {
 		return err
 	}
-	if s.Spec.Granularity == router.None {
-		return s.merge(d.x, d.merging, []int32{0}, []float32{1})
-	}
-	return nil
-}
-
-// switchTo merges the experts of a token, unless they are those in force.
-func (d *Decoder) switchTo(id int32) error {
-	if d.adapter.Spec.Granularity != router.Token {
-		return nil
-	}
-	want := mergedChoice{set: true}
-	want.ids, want.weights = d.adapter.Table(id)
-	if want == d.merged {
-		return nil
-	}
-	d.merged = mergedChoice{} // until it has worked
-	if err := d.adapter.merge(d.x, d.merging, want.ids[:], want.weights[:]); err != nil {
-		return err
-	}
-	d.merged = want
-	return nil
-}
-
-// Reset begins a new sequence.
-func (d *Decoder) Reset() { d.pos = 0 }
-
-// Room is how many tokens still fit.
-func (d *Decoder) Room() int { return d.cache.Positions() - d.pos }
-
-// Close gives memory back.
-func (d *Decoder) Close() {
-	d.forget()
-	d.cache.Free(d.base.Backend)
-	if d.merging != nil {
-		for _, j := range d.merging.Layers() {
-			d.base.Backend.Free(j.Dst)
-		}
-		d.merging.Close()
-		d.merging = nil
-	}
-	d.x.Close()
-}
-
-// forget gives back what the last pass left.
-func (d *Decoder) forget() {
-	d.x.Done(d.logits)
-	d.logits = graph.V{}
-	if d.beside != nil {
-		d.beside.Release(d.x)
-		d.beside = nil
-	}
-}
-
-// Feed runs tokens, the first of a sequence at position 0, and leaves the logits of the token that follows the last. More than one
-// at once, a prompt, is never merged: every token has its own experts.
-func (d *Decoder) Feed(ids ...int32) error {
 	if len(ids) == 0 {
-		return errors.New("no tokens to run\ngive a prompt of at least one token")
+		return errNoTokens
 	}
-	if len(ids) > d.Room() {
-		return fmt.Errorf("%d tokens after %d do not fit a context of %d\nshorten the prompt or raise --context",
-			len(ids), d.pos, d.cache.Positions())
+	if err := d.fits(d.lengths[seq], ids); err != nil {
+		return err
+	}
+	return d.prefill(seq, ids)
+}
+
+// Put replaces the token that was chosen for a sequence.
+func (d *Decoder) Put(seq int, id int32) error {
+	if err := d.alive(seq); err != nil {
+		return err
+	}
+	if err := d.fits(d.lengths[seq], []int32{id}); err != nil {
+		return err
+	}
+	d.base.Backend.Write(d.state.Tokens.View(seq, 1), kernels.FromSlice([]int32{id}, 1))
+	d.chosen[seq] = true
+	return nil
+}
+
+// Stop ends a sequence: steps pass it by.
+func (d *Decoder) Stop(seq int) {
+	d.release(seq)
+	d.setLength(seq, stopped)
+}
+
+func (d *Decoder) alive(seq int) error {
+	if d.lengths[seq] == stopped {
+		return fmt.Errorf("sequence %d is stopped", seq)
+	}
+	return nil
+}
+
+// fits refuses tokens that the model does not have or that there is no room for behind n others.
+func (d *Decoder) fits(n int, ids []int32) error {
+	if n+len(ids) > d.room {
+		return fmt.Errorf("%d tokens after %d do not fit a context of %d\nshorten the prompt or raise --context", len(ids), n, d.room)
 	}
 	for _, id := range ids {
 		if id < 0 || int(id) >= d.base.Arch.Vocab {
 			return fmt.Errorf("token %d, the model has ids below %d\nuse the tokenizer that belongs to the model", id, d.base.Arch.Vocab)
 		}
 	}
-	values, merged := d.values, d.adapter != nil && d.mode == Merged && len(ids) == 1
-	if merged {
-		if err := d.switchTo(ids[0]); err != nil {
-			return err
-		}
-		values = d.serving
-	}
-	d.forget()
-	err := graph.Catch(d.base.Backend, func() { d.pass(ids, values, merged) })
-	if err == nil {
-		d.pos += len(ids)
-	}
-	return err
+	return nil
 }
 
-func (d *Decoder) pass(ids []int32, values *Values, merged bool) {
-	x, n := d.x, len(ids)
-	var ad Adapter
-	var beside *servedPass
-	if d.adapter != nil && !merged {
-		beside = d.adapter.pass(x, ids, d.mode != Layerwise)
-		ad = beside
-	}
-	pos, spans := make([]int32, n), []int32(nil)
-	for t := range pos {
-		pos[t] = int32(d.pos + t)
-		first := int32(0)
-		if w := d.base.Arch.Window; w > 0 {
-			first = max(0, pos[t]-int32(w)+1)
+// Room is how many tokens a sequence still has room for, when all that is queued is done.
+func (d *Decoder) Room(seq int) int { return d.room - max(d.lengths[seq], 0) }
+
+// Tokens is the token chosen last for each sequence, to be read when the function that it returns is called, which waits for it: a step may
+// be queued before. What it says of a stopped or full sequence means nothing.
+func (d *Decoder) Tokens() (wait func() ([]int32, error)) {
+	ids := slices.Repeat([]int32{-1}, len(d.lengths))
+	arrive := d.base.Backend.Fetch(kernels.FromSlice(ids, len(ids)), d.state.Tokens)
+	return func() ([]int32, error) {
+		arrive()
+		if ids[0] < 0 { // which is never chosen: the device has failed
+			if err := d.base.Backend.Sync(); err != nil {
+				return nil, err
+			}
+			return nil, errors.New("the chosen tokens did not arrive")
 		}
-		spans = append(spans, 0, 0, first, pos[t]+1)
+		return ids, nil
 	}
-	in := Inputs{IDs: x.Ints(ids, n), Pos: x.Ints(pos, n), Spans: x.Ints(spans, n, 4), Cache: d.cache}
-	d.cache.at = in.Pos
-	hidden := Hidden(x, values, ad, in)
-	width := d.base.Arch.Width
-	last := x.Bind("last", hidden.Tensor().View((n-1)*width, 1, width))
-	d.logits, d.beside = graph.Linear(x, last, values.Head, graph.V{}, graph.V{}), beside
-	x.Done(hidden, in.IDs, in.Pos, in.Spans)
 }
 
-// Logits is those of the token that follows what was fed: (V).
-func (d *Decoder) Logits() []float64 {
-	host := kernels.NewHost(d.logits.Type, d.logits.Shape...)
-	d.base.Backend.Read(host, d.logits.Tensor())
-	get, list := getter(host), make([]float64, host.Len())
+// Logits is those that a sequence's next token was chosen by: (V).
+func (d *Decoder) Logits(seq int) []float64 {
+	vocab := d.base.Arch.Vocab
+	host := kernels.NewHost(d.state.logits.Type, vocab)
+	d.base.Backend.Read(host, d.state.logits.View(seq*vocab, vocab))
+	get, list := getter(host), make([]float64, vocab)
 	for i := range list {
 		list[i] = get(i)
 	}
 	return list
 }
 
-// Sample chooses the next token; u is uniform in [0, 1).
-func (d *Decoder) Sample(rule kernels.Sampling, u float32) (id int32, err error) {
+// Experts is the experts that the last token run of a sequence used, for every router there is, the larger gate first. They are read
+// from the backend only here, so that a step does not wait for what nobody asks for.
+func (d *Decoder) Experts(seq int) [][]int32 {
 	b := d.base.Backend
-	err = graph.Catch(b, func() {
-		v, r := d.x.Ints([]int32{0}, 1), d.x.Floats([]float32{u}, 1)
-		b.Sample(v.Tensor(), d.logits.Tensor(), r.Tensor(), rule)
-		out := kernels.NewHost(kernels.I32, 1)
-		b.Read(out, v.Tensor())
-		id = kernels.Slice[int32](out)[0]
-		d.x.Done(v, r)
-	})
-	return id, err
+	switch p := d.prefilled[seq]; {
+	case d.lengths[seq] <= 0:
+		return nil
+	case p != nil:
+		return p.choicesOf(b, p.tokens-1)
+	case d.step != nil:
+		return d.step.choicesOf(b, seq)
+	}
+	return nil
 }
 
-// Experts is the experts that the last token fed used, for every router there is, the larger gate first. They are read from the
-// backend only here, so that a step does not wait for what nobody asks for.
-func (d *Decoder) Experts() [][]int32 {
-	switch {
-	case d.beside != nil:
-		return d.beside.lastChoices(d.base.Backend)
-	case d.merged.set && !d.logits.None():
-		return [][]int32{slices.Clone(d.merged.ids[:])}
-	default:
-		return nil
+// Close gives memory back.
+func (d *Decoder) Close() {
+	d.forgetRecording()
+	for seq := range d.prefilled {
+		d.release(seq)
 	}
+	d.releaseStep()
+	b := d.base.Backend
+	d.cache.Free(b)
+	d.state.free(b)
+	if d.merging != nil {
+		freeCopies(b, d.merging.Layers())
+		d.merging.Close()
+		d.merging = nil
+	}
+	d.x.Close()
 }

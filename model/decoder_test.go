@@ -2,12 +2,12 @@ package model
 
 import (
 	"bytes"
-	"errors"
+	"cmp"
 	"fmt"
 	"slices"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	diffs "github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"loratrain/kernels"
@@ -43,12 +43,12 @@ func TestDecoderAgainstTheFormat(t *testing.T) {
 						what := fmt.Sprintf("%s, prompt of %d", mode, prompt)
 						if prompt > 0 {
 							agree(t, what, mustFeed(t, d, ids[:prompt]...), want[prompt-1], 1e-9)
-							sameExperts(t, what, d.Experts(), ref.experts(prompt-1))
+							sameExperts(t, what, d.Experts(0), ref.experts(prompt-1))
 						}
 						for i := prompt; i < len(ids); i++ {
 							at := fmt.Sprintf("%s, then token %d", what, i)
 							agree(t, at, mustFeed(t, d, ids[i]), want[i], 1e-9)
-							sameExperts(t, at, d.Experts(), ref.experts(i))
+							sameExperts(t, at, d.Experts(0), ref.experts(i))
 						}
 					}
 				}
@@ -68,7 +68,7 @@ func prefixes(ids []int32) [][]int32 {
 
 func sameExperts(t *testing.T, what string, got, want [][]int32) {
 	t.Helper()
-	if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
+	if diff := diffs.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
 		t.Fatalf("%s: experts (-want +got):\n%s", what, diff)
 	}
 }
@@ -83,7 +83,7 @@ func TestDecoderOfTheBase(t *testing.T) {
 		for i, id := range ids {
 			agree(t, fmt.Sprintf("%s, token %d", mode, i), mustFeed(t, d, id), want[i], 1e-9)
 		}
-		if got := d.Experts(); got != nil {
+		if got := d.Experts(0); got != nil {
 			t.Errorf("%s: the base uses experts %v", mode, got)
 		}
 	}
@@ -98,11 +98,11 @@ func TestMergedDoesNotDrift(t *testing.T) {
 		worn := mustDecoder(t, m.Placed, s, Merged, positions)
 		for i, id := range randomIDs(5, vocab, 200) {
 			if i%positions == 0 {
-				worn.Reset()
+				worn.Stop(0)
 			}
 			mustFeed(t, worn, id)
 		}
-		worn.Reset()
+		worn.Stop(0)
 		fresh := mustDecoder(t, m.Placed, s, Merged, positions)
 		for i, id := range randomIDs(6, vocab, 20) {
 			if got, want := mustFeed(t, worn, id), mustFeed(t, fresh, id); !slices.Equal(got, want) {
@@ -151,24 +151,24 @@ func slotList(b *Base) []slot {
 	return list
 }
 
-// After Reset nothing of the sequence before is seen, though its keys and values are still in the cache.
-func TestDecoderReset(t *testing.T) {
+// After Stop nothing of the sequence before is seen, though its keys and values are still in the cache.
+func TestDecoderStop(t *testing.T) {
 	eachKind(t, func(t *testing.T, spec AdapterSpec) {
 		m, _ := adapted(t, "llama", cpu.Options{}, spec, false)
 		s, _ := served(t, m)
 		for _, mode := range Modes(spec.Granularity) {
 			used, fresh := mustDecoder(t, m.Placed, s, mode, 12), mustDecoder(t, m.Placed, s, mode, 12)
 			mustFeed(t, used, randomIDs(3, m.Base.Arch.Vocab, 12)...)
-			if room := used.Room(); room != 0 {
+			if room := used.Room(0); room != 0 {
 				t.Errorf("%s: room for %d tokens in a full context", mode, room)
 			}
-			used.Reset()
-			if room := used.Room(); room != 12 {
-				t.Errorf("%s: room for %d tokens after Reset, want 12", mode, room)
+			used.Stop(0)
+			if room := used.Room(0); room != 12 {
+				t.Errorf("%s: room for %d tokens after Stop, want 12", mode, room)
 			}
 			for i, id := range randomIDs(4, m.Base.Arch.Vocab, 12) {
 				if got, want := mustFeed(t, used, id), mustFeed(t, fresh, id); !slices.Equal(got, want) {
-					t.Fatalf("%s: after Reset, the logits of token %d are not a new decoder's", mode, i)
+					t.Fatalf("%s: after Stop, the logits of token %d are not a new decoder's", mode, i)
 				}
 			}
 		}
@@ -189,9 +189,9 @@ func TestDecoderRefuses(t *testing.T) {
 		{"fast", s, 4, "unknown mode \"fast\"\nuse one of [fused merged layerwise]"},
 		{Layerwise, s, positions + 1, "a context of 49 tokens, the model was placed for 48"},
 		{Fused, nil, positions + 1, "a context of 49 tokens, the model was placed for 48"},
-		{Fused, nil, -1, "cache of -1 positions: tensor f32[-1 16]: expected dimensions of at least 0"},
+		{Fused, nil, -1, "a cache of -1 positions: tensor f32[-1 16]: expected dimensions of at least 0"},
 	} {
-		d, err := NewDecoder(m.Placed, c.adapter, c.mode, c.context)
+		d, err := NewDecoder(m.Placed, c.adapter, c.mode, c.context, 1)
 		if err == nil {
 			d.Close()
 		}
@@ -217,15 +217,15 @@ func TestFeedRefuses(t *testing.T) {
 			{[]int32{1, -1, 2}, "token -1, the model has ids below 97" + advice},
 			{[]int32{1, 2, 3, 4}, "4 tokens after 1 do not fit a context of 4\nshorten the prompt or raise --context"},
 		} {
-			d.Reset()
-			undisturbed.Reset()
+			d.Stop(0)
+			undisturbed.Stop(0)
 			mustFeed(t, d, 5)
 			mustFeed(t, undisturbed, 5)
-			before := d.Logits()
-			if err := d.Feed(c.ids...); fmt.Sprint(err) != c.want {
+			before := d.Logits(0)
+			if err := feed(d, c.ids...); fmt.Sprint(err) != c.want {
 				t.Errorf("%s: feeding %v: error %v, want %s", mode, c.ids, err, c.want)
 			}
-			if !slices.Equal(d.Logits(), before) || d.Room() != 3 {
+			if !slices.Equal(d.Logits(0), before) || d.Room(0) != 3 {
 				t.Errorf("%s: feeding %v, which is refused, changes the decoder", mode, c.ids)
 			}
 			if got, want := mustFeed(t, d, 6, 7, 96), mustFeed(t, undisturbed, 6, 7, 96); !slices.Equal(got, want) {
@@ -233,87 +233,6 @@ func TestFeedRefuses(t *testing.T) {
 			}
 		}
 	}
-}
-
-// Memory that cannot be had is an error wherever it happens, gives back what was taken, and decoding goes on when there is some.
-func TestDecoderOutOfMemory(t *testing.T) {
-	eachKind(t, func(t *testing.T, spec AdapterSpec) {
-		m, b := adapted(t, "llama", cpu.Options{}, spec, false)
-		s, _ := served(t, m)
-		ids := randomIDs(9, m.Base.Arch.Vocab, 5)
-		for _, mode := range Modes(spec.Granularity) {
-			held := len(b.held)
-			var d *Decoder
-			for n := 0; ; n++ {
-				b.left = n
-				var err error
-				if d, err = NewDecoder(m.Placed, s, mode, 8); err == nil {
-					break
-				}
-				if !errors.Is(err, errNoMemory) {
-					t.Fatalf("%s: with %d allocations: %v", mode, n, err)
-				}
-				if len(b.held) != held {
-					t.Fatalf("%s: with %d allocations, %d tensors are not given back", mode, n, len(b.held)-held)
-				}
-			}
-			failures := 0
-			for b.left = 0; ; failures++ {
-				err := d.Feed(ids...)
-				if err == nil {
-					break
-				}
-				if !errors.Is(err, errNoMemory) || d.Room() != 8 {
-					t.Fatalf("%s: out of memory: room for %d, error %v", mode, d.Room(), err)
-				}
-				b.left = failures + 1
-			}
-			b.left = -1
-			if failures == 0 {
-				t.Errorf("%s: a pass needs no memory", mode)
-			}
-			fresh := mustDecoder(t, m.Placed, s, mode, 8)
-			if got, want := d.Logits(), mustFeed(t, fresh, ids...); !slices.Equal(got, want) {
-				t.Errorf("%s: the logits after memory ran out %d times differ from a new decoder's", mode, failures)
-			}
-			if got, want := mustFeed(t, d, 3), mustFeed(t, fresh, 3); !slices.Equal(got, want) {
-				t.Errorf("%s: and so do those of the next token", mode)
-			}
-			d.Close()
-			fresh.Close()
-			if len(b.held) != held {
-				t.Errorf("%s: %d tensors are not given back", mode, len(b.held)-held)
-			}
-		}
-	})
-}
-
-// Decoding takes no more memory with every token.
-func TestDecodingHoldsItsMemory(t *testing.T) {
-	eachKind(t, func(t *testing.T, spec AdapterSpec) {
-		m, b := adapted(t, "llama", cpu.Options{}, spec, false)
-		s, _ := served(t, m)
-		for _, mode := range Modes(spec.Granularity) {
-			d := mustDecoder(t, m.Placed, s, mode, 40)
-			ids := randomIDs(10, m.Base.Arch.Vocab, 40)
-			for range 2 {
-				mustFeed(t, d, ids[0])
-				d.Experts()
-			}
-			if _, err := d.Sample(kernels.Sampling{}, 0); err != nil {
-				t.Fatal(err)
-			}
-			b.left = 0
-			for _, id := range ids[2:] {
-				mustFeed(t, d, id)
-				if _, err := d.Sample(kernels.Sampling{}, 0); err != nil {
-					t.Fatal(err)
-				}
-			}
-			b.left = -1
-			d.Close()
-		}
-	})
 }
 
 // A step of a tiny model is what a decoder costs besides arithmetic.
@@ -328,9 +247,9 @@ func BenchmarkStep(b *testing.B) {
 				b.ReportAllocs()
 				for i := 0; b.Loop(); i++ {
 					if i%positions == 0 {
-						d.Reset()
+						d.Stop(0)
 					}
-					if err := d.Feed(ids[i%positions]); err != nil {
+					if err := feed(d, ids[i%positions]); err != nil {
 						b.Fatal(err)
 					}
 				}
@@ -339,42 +258,61 @@ func BenchmarkStep(b *testing.B) {
 	}
 }
 
-func TestSample(t *testing.T) {
+// What follows a prompt, and what follows a token of a step, is drawn by the rule and by the random number of its position.
+func TestChosenTokens(t *testing.T) {
 	m, _ := adapted(t, "llama", cpu.Options{}, specOf(router.None, 0), false)
-	d := mustDecoder(t, m.Placed, nil, Fused, 4)
-	logits := mustFeed(t, d, 11, 12)
+	d := mustDecoder(t, m.Placed, nil, Fused, 8)
+	drawn := map[int]bool{}
+	for _, c := range []struct {
+		rule kernels.Sampling
+		want func(u float64) int // place of the chosen token, the largest logit first
+	}{
+		{kernels.Sampling{}, func(float64) int { return 0 }},
+		{kernels.Sampling{Temperature: 1e6, TopK: 3}, func(u float64) int { return int(3 * u) }},
+		{kernels.Sampling{Temperature: 1, TopP: 1e-6}, func(float64) int { return 0 }},
+	} {
+		d.SetRule(c.rule)
+		for key := range uint64(20) {
+			key += key << 40
+			check := func(what string, position int) {
+				t.Helper()
+				ids, err := d.Tokens()()
+				if err != nil {
+					t.Fatal(err)
+				}
+				place := c.want(randomOf(key).Uniform(position))
+				if c.rule.TopK > 0 {
+					drawn[place] = true
+				}
+				if want := largestFirst(d.Logits(0))[place]; ids[0] != want {
+					t.Errorf("%+v, key %d, %s: token %d, want %d", c.rule, key, what, ids[0], want)
+				}
+			}
+			if err := d.Start(0, key, 11, 12); err != nil {
+				t.Fatal(err)
+			}
+			check("after the prompt", 1)
+			for i := range 3 {
+				if err := d.Step(); err != nil {
+					t.Fatal(err)
+				}
+				check(fmt.Sprintf("after step %d", i+1), 2+i)
+			}
+		}
+	}
+	if len(drawn) != 3 {
+		t.Errorf("of three tokens only these were drawn: %v", drawn)
+	}
+}
+
+// largestFirst is ids by their logits, equal ones in order.
+func largestFirst(logits []float64) []int32 {
 	order := make([]int32, len(logits))
 	for i := range order {
 		order[i] = int32(i)
 	}
-	slices.SortStableFunc(order, func(a, b int32) int {
-		switch {
-		case logits[a] > logits[b]:
-			return -1
-		case logits[a] < logits[b]:
-			return 1
-		}
-		return 0
-	})
-	for _, c := range []struct {
-		rule kernels.Sampling
-		u    float32
-		want int32
-	}{
-		{kernels.Sampling{}, 0.99, order[0]},
-		{kernels.Sampling{Temperature: 1}, 0, order[0]},
-		{kernels.Sampling{Temperature: 1e6, TopK: 3}, 0.999, order[2]},
-		{kernels.Sampling{Temperature: 1e6, TopK: 3}, 0.5, order[1]},
-		{kernels.Sampling{Temperature: 1, TopP: 1e-6}, 0.999, order[0]},
-	} {
-		got, err := d.Sample(c.rule, c.u)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got != c.want {
-			t.Errorf("%+v, u = %g: token %d, want %d", c.rule, c.u, got, c.want)
-		}
-	}
+	slices.SortStableFunc(order, func(a, b int32) int { return cmp.Compare(logits[b], logits[a]) })
+	return order
 }
 
 func TestParseMode(t *testing.T) {

@@ -234,28 +234,30 @@ func sameNumbers(e *checkpoints.Serving, tensors []checkpoints.Tensor) error {
 	return nil
 }
 
-// decodeAll is the logits after each prompt, of which all but the last token are fed at once and that one as decoding does.
+// decodeAll is the logits after each prompt, of which all but the last token are run at once and that one as decoding does.
 func decodeAll(base *Placed, s *Served, mode Mode, context int, prompts [][]int32) ([][]float64, error) {
-	d, err := NewDecoder(base, s, mode, context)
+	d, err := NewDecoder(base, s, mode, context, 1)
 	if err != nil {
 		return nil, err
 	}
 	defer d.Close()
 	var list [][]float64
 	for i, p := range prompts {
-		d.Reset()
-		last := max(len(p)-1, 0)
-		var err error
-		if last > 0 {
-			err = d.Feed(p[:last]...)
+		if len(p) == 0 {
+			return nil, fmt.Errorf("prompt %d: %w", i+1, errNoTokens)
+		}
+		last := len(p) - 1
+		err := d.Start(0, 0, p[:last]...)
+		if err == nil {
+			err = d.Put(0, p[last])
 		}
 		if err == nil {
-			err = d.Feed(p[last:]...)
+			err = d.Step()
 		}
 		if err != nil {
 			return nil, fmt.Errorf("prompt %d: %w", i+1, err)
 		}
-		list = append(list, d.Logits())
+		list = append(list, d.Logits(0))
 	}
 	return list, nil
 }

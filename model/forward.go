@@ -137,7 +137,8 @@ type Inputs struct {
 	IDs   graph.V // (T) i32
 	Pos   graph.V // (T) i32: position in its sequence
 	Spans graph.V // (T, 4) i32: which rows of the keys each token sees, see kernels.Network
-	Cache *Cache  // where keys and values are appended and read; nil: they are those of the pass itself
+	Cache *Cache  // where keys and values are put and read; nil: they are those of the pass itself
+	Rows  graph.V // (T) i32: the cache's row that each token's are put into, below 0 none; with a Cache only
 }
 
 // Adapter adds to the linear layers of a base.
@@ -210,7 +211,7 @@ func (v *Values) attention(x graph.Exec, l int, n graph.V, lin func(Target, grap
 	q, k = turn(q, w.qNorm), turn(k, w.kNorm)
 	keys, vals := k, val
 	if in.Cache != nil {
-		keys, vals = in.Cache.append(x, l, k, val)
+		keys, vals = in.Cache.append(x, l, k, val, in.Rows)
 	}
 	o := graph.Attention(x, q, keys, vals, in.Spans, v.arch.HeadsOf())
 	x.Done(q, k, val)

@@ -86,17 +86,17 @@ func immediate(t *testing.T, b kernels.Backend, p *Placed, ids []int32) kernels.
 // stepwise is the same, a token at a time through the cache.
 func stepwise(t *testing.T, p *Placed, ids []int32) kernels.Tensor {
 	t.Helper()
-	d, err := NewDecoder(p, nil, Fused, len(ids))
+	d, err := NewDecoder(p, nil, Fused, len(ids), 1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer d.Close()
 	var all []float64
 	for _, id := range ids {
-		if err := d.Feed(id); err != nil {
+		if err := feed(d, id); err != nil {
 			t.Fatal(err)
 		}
-		all = append(all, d.Logits()...)
+		all = append(all, d.Logits(0)...)
 	}
 	return kernels.FromSlice(all, len(ids), p.Arch.Vocab)
 }

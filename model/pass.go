@@ -10,6 +10,7 @@ import (
 type servedPass struct {
 	*Served
 	ids, weights graph.V // (T, n): the experts in force
+	tokens       int     // T
 	own          []graph.V
 	// choices are those of every router in the pass, for reports: (T, 2) ids each.
 	choices []graph.V
@@ -24,7 +25,7 @@ func (s *Served) Pass(x *graph.Immediate, tokens []int32, tabled bool) PassAdapt
 }
 
 func (s *Served) pass(x *graph.Immediate, tokens []int32, tabled bool) *servedPass {
-	p := &servedPass{Served: s}
+	p := &servedPass{Served: s, tokens: len(tokens)}
 	switch {
 	case s.Spec.Granularity == router.None:
 		ids, weights := make([]int32, len(tokens)), make([]float32, len(tokens))
@@ -87,14 +88,13 @@ func (p *servedPass) Release(x graph.Exec) {
 	p.own, p.choices = nil, nil
 }
 
-// lastChoices is the experts of the pass's last token, for every router.
-func (p *servedPass) lastChoices(b kernels.Backend) [][]int32 {
+// choicesOf is the experts of one of the pass's tokens, for every router.
+func (p *servedPass) choicesOf(b kernels.Backend, token int) [][]int32 {
 	var list [][]int32
 	for _, v := range p.choices {
-		host := kernels.NewHost(kernels.I32, v.Shape...)
-		b.Read(host, v.Tensor())
-		ids := kernels.Slice[int32](host)
-		list = append(list, ids[len(ids)-v.Shape[1]:])
+		host := kernels.NewHost(kernels.I32, v.Shape[1])
+		b.Read(host, v.Tensor().View(token*v.Shape[1], v.Shape[1]))
+		list = append(list, kernels.Slice[int32](host))
 	}
 	return list
 }

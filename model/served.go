@@ -17,9 +17,11 @@ type Served struct {
 	Base *Placed
 
 	layers   []servedLayer
-	router   kernels.Tensor   // (E, D), with router.Token
-	tableIDs []int32          // (V, 2), with router.Token
-	tableW   []float32        // (V, 2)
+	router   kernels.Tensor // (E, D), with router.Token
+	tableIDs []int32        // (V, 2), with router.Token
+	tableW   []float32      // (V, 2)
+	ids      kernels.Tensor // the same where the backend can read it
+	gates    kernels.Tensor
 	own      []kernels.Tensor // merged weights
 }
 
@@ -118,7 +120,11 @@ func (s *Served) readTable(e *checkpoints.Serving) error {
 		return err
 	}
 	s.tableIDs, s.tableW = kernels.Slice[int32](hostIDs), kernels.Slice[float32](hostW)
-	return nil
+	b := s.Base.Backend
+	if s.ids, err = b.Place(hostIDs); err == nil {
+		s.gates, err = b.Place(inType(hostW, b.Param()))
+	}
+	return err
 }
 
 // mergeShared makes the base one whose weights hold the shared expert.
@@ -154,10 +160,8 @@ func (p *Placed) copyTargets(list []Target, pair func(layer int, t Target) serve
 	const what = "a copy of the weights to merge experts into"
 	need := CopyBytes(p.Backend.Float(), p.Arch, list)
 	// Asked for as a whole: what is allocated a matrix at a time may be there as long as nobody writes to it.
-	if limited, ok := p.Backend.(kernels.Limited); ok {
-		if free, ok := limited.FreeMemory(); ok && need > free {
-			return nil, nil, fmt.Errorf("%s needs %s of memory, and %s are free", what, inBytes(need), inBytes(free))
-		}
+	if err := enough(p.Backend, what, need); err != nil {
+		return nil, nil, err
 	}
 	c := *p
 	c.weights.Layers = slices.Clone(p.weights.Layers)
@@ -167,9 +171,7 @@ func (p *Placed) copyTargets(list []Target, pair func(layer int, t Target) serve
 			src := p.weights.Layers[l].W[t]
 			dst, err := p.Backend.Alloc(p.Backend.Float(), src.Shape...)
 			if err != nil {
-				for _, j := range jobs {
-					p.Backend.Free(j.Dst)
-				}
+				freeCopies(p.Backend, jobs)
 				return nil, nil, fmt.Errorf("%s, %s in all: %w", what, inBytes(need), headline{err})
 			}
 			c.weights.Layers[l].W[t] = dst
@@ -180,21 +182,10 @@ func (p *Placed) copyTargets(list []Target, pair func(layer int, t Target) serve
 	return &c, jobs, nil
 }
 
-// headline is an error without its advice, the lines after the first.
-type headline struct{ error }
-
-func (h headline) Error() string {
-	first, _, _ := strings.Cut(h.error.Error(), "\n")
-	return first
-}
-
-func (h headline) Unwrap() error { return h.error }
-
-func inBytes(n int) string {
-	if n < 1e9 { // three digits tell what is wanted from what is free
-		return fmt.Sprintf("%.3f MB", float64(n)/1e6)
+func freeCopies(b kernels.Backend, jobs []kernels.Merge) {
+	for _, j := range jobs {
+		b.Free(j.Dst)
 	}
-	return fmt.Sprintf("%.1f GB", float64(n)/1e9)
 }
 
 // merge merges one choice of experts.

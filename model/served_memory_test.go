@@ -47,8 +47,8 @@ func TestCopyThatDoesNotFit(t *testing.T) {
 		shared int
 		want   string
 	}{
-		{"merged, too little", size - 1000, 0, "a copy of the weights to merge experts into needs " + all + " of memory, and " + less + " are free\nuse --mode fused, which needs no copy"},
-		{"merged, full on the way", -1, 0, "a copy of the weights to merge experts into, " + all + " in all: tensor F32[1] needs more\nuse --mode fused, which needs no copy"},
+		{"merged, too little", size - 1000, 0, "mode merged: a copy of the weights to merge experts into needs " + all + " of memory, and " + less + " are free\nuse --mode fused, which needs no copy"},
+		{"merged, full on the way", -1, 0, "mode merged: a copy of the weights to merge experts into, " + all + " in all: tensor F32[1] needs more\nuse --mode fused, which needs no copy"},
 		{"shared, too little", size - 1000, 4, "adapter: the shared expert: a copy of the weights to merge experts into needs " + all + " of memory, and " + less + " are free\n" +
 			"free memory or use a machine with more, or train an adapter with a shared rank of 0"},
 		{"shared, full on the way", -1, 4, "adapter: the shared expert: a copy of the weights to merge experts into, " + all + " in all: tensor F32[1] needs more\n" +
@@ -77,8 +77,8 @@ func TestCopyThatDoesNotFit(t *testing.T) {
 		s, err := Serve(placed, e)
 		if err == nil {
 			var d *Decoder
-			if d, err = NewDecoder(placed, s, mode, 8); err == nil {
-				err = d.Feed(1, 2)
+			if d, err = NewDecoder(placed, s, mode, 8, 1); err == nil {
+				err = feed(d, 1, 2)
 				d.Close()
 			}
 			s.Close()

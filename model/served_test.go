@@ -91,7 +91,7 @@ func TestPassTabledAndRouted(t *testing.T) {
 			for k, get := 0, getter(host); k < host.Len(); k++ {
 				hidden[i] = append(hidden[i], get(k))
 			}
-			chosen[i] = ad.(*servedPass).lastChoices(b)
+			chosen[i] = ad.(*servedPass).choicesOf(b, len(ids)-1)
 			ad.Release(x)
 			x.Done(h)
 		})

@@ -282,6 +282,10 @@ func (l *late) Append(cache, x, at kernels.Tensor) {
 	l.queue("Append", func() { l.Backend.Append(cache, x, at) })
 }
 
+func (l *late) Advance(q kernels.Sequences, ids, gates kernels.Tensor) {
+	l.queue("Advance", func() { l.Backend.Advance(q, ids, gates) })
+}
+
 func (l *late) Sample(ids, logits, u kernels.Tensor, rule kernels.Sampling) {
 	l.queue("Sample", func() { l.Backend.Sample(ids, logits, u, rule) })
 }

@@ -6,20 +6,19 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	"loratrain/kernels"
 	"loratrain/model"
-	"loratrain/model/tokenizer"
-	"loratrain/router"
 	"loratrain/train"
 )
 
 type generateFlags struct {
 	computeFlags
 	model, adapter, prompt, mode string
+	batch                        string
+	batchSize                    int
 	maxTokens, context           int
 	rule                         kernels.Sampling
 	seed                         uint64
@@ -29,15 +28,20 @@ type generateFlags struct {
 func newGenerateCommand() *cobra.Command {
 	var f generateFlags
 	cmd := &cobra.Command{
-		Use:   "generate --prompt TEXT",
-		Short: "Continue a text, a token at a time",
+		Use:   "generate --prompt TEXT | --batch FILE.jsonl",
+		Short: "Continue a text, or many",
 		Long: `Generate writes what a model, with an adapter if there is one, makes of a prompt. It stops at the end of the
 text, at --max-tokens or where the context is full.
+
+With --batch the prompts are the lines of a file, {"prompt": "…"}, if you like with an "id", or only the text as a JSON
+string; - is standard input. They are computed --batch-size at a time, and what each becomes is a JSON object on a line
+of standard output, in the order of the file. A prompt's text does not depend on the others.
 
 The text is chosen greedily unless --temperature is above 0, and then by --seed: the same seed gives the same
 text. Without --model the adapter's base is looked for: in the run that it belongs to, else in the program.`,
 		Example: `  lora-train generate --prompt "Anna lives in"
   lora-train generate --adapter runs/my-run --prompt $'Question: Where does Anna live?\nAnswer:'
+  lora-train generate --adapter runs/my-run --batch prompts.jsonl > texts.jsonl
   lora-train generate --model SmolLM2-135M-Instruct.gguf --prompt "Once upon a time" --temperature 0.8 --top-p 0.95`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
@@ -51,6 +55,8 @@ text. Without --model the adapter's base is looked for: in the run that it belon
 	flags.StringVar(&f.model, "model", "", "folder of a Hugging Face model, or a .gguf file; none: the adapter's base, else the embedded model")
 	flags.StringVar(&f.adapter, "adapter", "", "folder of a run or of an export; none: the model alone")
 	flags.StringVar(&f.prompt, "prompt", "", "the text to continue")
+	flags.StringVar(&f.batch, "batch", "", "a file of prompts to continue, a JSON object or string on each line")
+	flags.IntVar(&f.batchSize, "batch-size", defaultBatchSize, "how many prompts of --batch are computed at once")
 	flags.StringVar(&f.mode, "mode", "", "how experts are applied: fused, merged or layerwise; none: the fastest that the adapter allows")
 	flags.IntVar(&f.maxTokens, "max-tokens", 128, "the most tokens to generate")
 	flags.Float64Var(&f.rule.Temperature, "temperature", 0, "0 always takes the likeliest token, 1 follows the model's probabilities")
@@ -58,7 +64,7 @@ text. Without --model the adapter's base is looked for: in the run that it belon
 	flags.Float64Var(&f.rule.TopP, "top-p", 1, "choose among the likeliest tokens that together have this probability")
 	flags.Uint64Var(&f.seed, "seed", 0, "decides what chance decides")
 	flags.IntVar(&f.context, "context", 0, "the most tokens of prompt and text together; 0: what they need, up to the model's limit")
-	flags.BoolVar(&f.json, "json", false, "write one JSON object when all is done")
+	flags.BoolVar(&f.json, "json", false, "write one JSON object when all is done; --batch always writes JSON")
 	flags.BoolVar(&f.special, "special", false, "show special tokens in the text")
 	f.register(cmd)
 	return cmd
@@ -66,9 +72,17 @@ text. Without --model the adapter's base is looked for: in the run that it belon
 
 func (f *generateFlags) check(given func(flag string) bool) error {
 	switch t := f.rule.Temperature; {
-	case !given("prompt"):
+	case given("prompt") && given("batch"):
+		return usagef("give one of them", "--prompt and --batch")
+	case given("batch") && f.batch == "":
+		return usagef("give the path of a file with a prompt on each line", "--batch is empty")
+	case given("batch-size") && !given("batch"):
+		return usagef("give --batch too, or leave it out", "--batch-size %d: there is one prompt", f.batchSize)
+	case f.batchSize < 1 || f.batchSize > model.MaxSequences:
+		return usagef("it is how many prompts are computed at once", "--batch-size %d: expected 1 to %d", f.batchSize, model.MaxSequences)
+	case !given("batch") && !given("prompt"):
 		return usagef(`for example --prompt "Anna lives in"`, "no --prompt")
-	case f.prompt == "":
+	case !given("batch") && f.prompt == "":
 		return usagef("the model continues a text: give it one", "--prompt is empty")
 	case f.maxTokens < 1:
 		return usagef("give how many tokens to generate at most", "--max-tokens %d: expected 1 or more", f.maxTokens)
@@ -90,6 +104,13 @@ func (f *generateFlags) run(cmd *cobra.Command) error {
 	if err := f.check(cmd.Flags().Changed); err != nil {
 		return err
 	}
+	var prompts []filePrompt
+	if f.batch != "" {
+		var err error
+		if prompts, err = readPrompts(f.batch, cmd.InOrStdin()); err != nil {
+			return err
+		}
+	}
 	b, err := f.open(cmd)
 	if err != nil {
 		return err
@@ -104,25 +125,36 @@ func (f *generateFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	g := generation{
-		tokens: tokens, rule: f.rule, most: f.maxTokens, seed: f.seed, special: f.special, text: cmd.OutOrStdout(),
-		report: f.json,
-		result: generated{Model: a.base.Name, Adapter: f.adapter, Backend: b.String(), Prompt: f.prompt},
+	g := generator{
+		tokens: tokens, rule: f.rule, most: f.maxTokens, seed: f.seed, special: f.special, report: f.json && f.batch == "",
+		about: generated{Model: a.base.Name, Adapter: f.adapter, Backend: b.String()},
 	}
+	if f.batch != "" {
+		return f.runBatch(cmd, &g, b, a, prompts)
+	}
+	return f.runOne(cmd, &g, b, a)
+}
+
+// runOne continues --prompt.
+func (f *generateFlags) runOne(cmd *cobra.Command, g *generator, b kernels.Backend, a adapted) error {
+	one := generation{generator: g, text: cmd.OutOrStdout(), prompt: f.prompt, ids: g.tokens.Encode(f.prompt, true)}
 	if f.json {
-		g.text = io.Discard
+		one.text = io.Discard
 	}
-	g.result.PromptIDs = tokens.Encode(f.prompt, true)
-	positions, err := f.positions(a.base.Arch.Context, len(g.result.PromptIDs))
+	room, advice, err := f.roomIn(a.base.Arch.Context)
 	if err != nil {
 		return err
 	}
-	closeDecoder, err := g.prepare(b, a, f.mode, positions)
+	n := len(one.ids)
+	if err := fits(n, room, advice, fmt.Sprintf("--prompt %q: ", f.prompt)); err != nil {
+		return train.UsageError{Err: err}
+	}
+	closeDecoder, err := g.prepare(b, a, f.mode, positions(n, room, f.maxTokens), 1)
 	if err != nil {
 		return err
 	}
 	defer closeDecoder()
-	err = g.run(cmd.Context())
+	err = one.run(cmd.Context())
 	if err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}
@@ -130,136 +162,35 @@ func (f *generateFlags) run(cmd *cobra.Command) error {
 		if train.IsTerminal(cmd.ErrOrStderr()) {
 			fmt.Fprintln(cmd.ErrOrStderr()) // apart from the text
 		}
-		g.result.summarise(cmd.ErrOrStderr())
+		one.result.summarise(cmd.ErrOrStderr())
 	}
 	if f.json {
-		return errors.Join(err, printJSON(cmd.OutOrStdout(), g.result))
+		return errors.Join(err, printJSON(cmd.OutOrStdout(), one.result))
 	}
 	return err
 }
 
-// positions is how many tokens there has to be room for.
-func (f *generateFlags) positions(limit, prompt int) (int, error) {
+// roomIn is how many tokens a prompt and its text may have together, and what to do about a prompt that has more.
+func (f *generateFlags) roomIn(limit int) (room int, advice string, err error) {
 	if f.context > limit {
-		return 0, usagef(fmt.Sprintf("leave it out, or give up to %d", limit), "--context %d: the model was made for %s", f.context, plural(limit, "token"))
+		return 0, "", usagef(fmt.Sprintf("leave it out, or give up to %d", limit), "--context %d: the model was made for %s", f.context, plural(limit, "token"))
 	}
-	if prompt == 0 {
-		return 0, usagef("the model continues a text: give it another one", "--prompt %q: no token of the model spells any of it", f.prompt)
-	}
-	room, advice := limit, "shorten the prompt: the model was made for no more"
 	if f.context > 0 && f.context < limit {
-		room, advice = f.context, fmt.Sprintf("shorten the prompt, or raise --context, up to %d", limit)
+		return f.context, fmt.Sprintf("shorten the prompt, or raise --context, up to %d", limit), nil
 	}
-	if prompt > room {
-		return 0, usagef(advice, "the prompt has %s, the context %d", plural(prompt, "token"), room)
-	}
-	return min(room-prompt, f.maxTokens) + prompt, nil
+	return limit, "shorten the prompt: the model was made for no more", nil
 }
 
-// generated is what came of a prompt, for --json.
-type generated struct {
-	Model        string     `json:"model"`
-	Adapter      string     `json:"adapter,omitempty"`
-	Mode         model.Mode `json:"mode,omitempty"` // how experts were applied; none without an adapter
-	Backend      string     `json:"backend"`
-	Prompt       string     `json:"prompt"`
-	Text         string     `json:"text"`
-	IDs          []int32    `json:"ids"` // of the text
-	Stop         stopReason `json:"stop"`
-	PromptTokens int        `json:"prompt_tokens"`
-	Tokens       int        `json:"tokens"`
-	Seconds      struct {
-		Prefill float64 `json:"prefill"`
-		Decode  float64 `json:"decode"`
-	} `json:"seconds"`
-	TokensPerSecond float64 `json:"tokens_per_second"` // of decoding
-
-	PromptIDs []int32 `json:"prompt_ids"`
-	// PromptExperts, only where they are a matter of the token alone, and Experts: for each token its pairs of experts, one
-	// for each router, the larger gate first. The text's last token is not fed, so that Experts has one less.
-	PromptExperts [][][]int32 `json:"prompt_experts,omitempty"`
-	Experts       [][][]int32 `json:"experts,omitempty"`
+// fits refuses a prompt of n tokens that there is no room for; what says which one an empty one is.
+func fits(n, room int, advice, what string) error {
+	if n == 0 {
+		return failf("the model continues a text: give it another one", "%sno token of the model spells any of it", what)
+	}
+	if n > room {
+		return failf(advice, "the prompt has %s, the context %d", plural(n, "token"), room)
+	}
+	return nil
 }
 
-// stopReason is why a text ends.
-type stopReason string
-
-const (
-	stopEnd         stopReason = "end_of_text"
-	stopMax         stopReason = "max_tokens"
-	stopContext     stopReason = "context"
-	stopInterrupted stopReason = "interrupted"
-)
-
-// summarise says for people what was done and how fast.
-func (r *generated) summarise(w io.Writer) {
-	with := ""
-	if r.Adapter != "" {
-		with = fmt.Sprintf(" with %s, %s", r.Adapter, r.Mode)
-	}
-	why := map[stopReason]string{
-		stopEnd: "the text ended", stopMax: "stopped at --max-tokens", stopContext: "stopped: the context is full", stopInterrupted: "interrupted",
-	}[r.Stop]
-	fmt.Fprintf(w, "%s%s, on %s\n", r.Model, with, r.Backend)
-	fmt.Fprintf(w, "prompt: %s in %s; text: %s in %s, %s; %s\n", plural(r.PromptTokens, "token"), seconds(r.Seconds.Prefill),
-		plural(r.Tokens, "token"), seconds(r.Seconds.Decode), perSecond(r.TokensPerSecond), why)
-}
-
-func seconds(s float64) string {
-	if s < 0.9995 {
-		return fmt.Sprintf("%.0f ms", 1000*s)
-	}
-	return fmt.Sprintf("%.1f s", s)
-}
-
-func perSecond(rate float64) string {
-	if rate < 10 {
-		return fmt.Sprintf("%.1f tokens/s", rate)
-	}
-	return count(int(math.Round(rate))) + " tokens/s"
-}
-
-// generation is one prompt on its way.
-type generation struct {
-	tokens  *tokenizer.Tokenizer
-	decoder *model.Decoder
-	served  *model.Served // nil: no adapter
-	ends    []int32
-	rule    kernels.Sampling
-	most    int
-	seed    uint64
-	special bool
-	text    io.Writer // where it goes as it comes
-	report  bool      // note the experts of every token, which the decoder must be asked for
-
-	result generated
-	all    strings.Builder
-	fed    int // tokens decoded: a text's last one is not
-}
-
-// prepare makes the decoder. The function it returns gives its memory back.
-func (g *generation) prepare(b kernels.Backend, a adapted, mode string, positions int) (func(), error) {
-	placed, err := model.Place(b, a.base.Arch, a.base.Weights, positions)
-	if err != nil {
-		return nil, err
-	}
-	chosen, release := model.Fused, func() {}
-	if a.export != nil {
-		granularity := router.Granularity(a.export.Config.Granularity)
-		if chosen = model.Modes(granularity)[0]; mode != "" {
-			if chosen, err = model.ParseMode(mode, granularity); err != nil {
-				return nil, train.UsageError{Err: err}
-			}
-		}
-		if g.served, err = model.Serve(placed, a.export); err != nil {
-			return nil, err
-		}
-		g.result.Mode, release = chosen, g.served.Close
-	}
-	if g.decoder, err = model.NewDecoder(placed, g.served, chosen, positions); err != nil {
-		release()
-		return nil, err
-	}
-	g.ends = append(g.tokens.EOS(), a.base.EOS...)
-	return func() { g.decoder.Close(); release() }, nil
-}
+// positions is how many tokens there has to be room for behind a prompt of n and with it.
+func positions(n, room, most int) int { return min(room-n, most) + n }

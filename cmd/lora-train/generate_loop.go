@@ -2,128 +2,153 @@ package main
 
 import (
 	"context"
-	"io"
-	"math"
-	"math/rand/v2"
 	"slices"
-	"strings"
-	"time"
 
-	"loratrain/router"
+	"loratrain/model"
 )
 
-// prefillTokens is how much of a prompt is computed at once: enough for large matrices, little enough that an interrupt
-// need not wait.
-const prefillTokens = 512
-
-// run generates until there is a reason to stop, the context's error being one of them.
-func (g *generation) run(ctx context.Context) error {
-	r := &g.result
-	r.IDs, r.PromptTokens = []int32{}, len(r.PromptIDs)
-	begin := time.Now()
-	err := g.prefill(ctx)
-	r.Seconds.Prefill = time.Since(begin).Seconds()
-	if err == nil {
-		begin = time.Now()
-		err = g.decode(ctx)
-		r.Seconds.Decode = time.Since(begin).Seconds()
-	}
-	r.Text, r.Tokens = g.all.String(), len(r.IDs)
-	if fed := g.fed; fed > 0 {
-		r.TokensPerSecond = float64(fed) / r.Seconds.Decode
-	}
-	if err != nil {
-		r.Stop = stopInterrupted
-	}
-	if r.Text != "" && !strings.HasSuffix(r.Text, "\n") {
-		if _, err := io.WriteString(g.text, "\n"); err != nil {
-			return err
-		}
-	}
-	return err
+// source gives the prompts that are next, nil if there are no more; done is told of each text that is complete.
+type source struct {
+	next    func() *continuation
+	started func(c *continuation)
+	done    func(c *continuation) error
 }
 
-func (g *generation) prefill(ctx context.Context) error {
-	for ids := range slices.Chunk(g.result.PromptIDs, prefillTokens) {
+// fetched is tokens on their way from the backend, of the texts that were in these places; nil: of none.
+type fetched struct {
+	of   []*continuation
+	wait func() ([]int32, error)
+}
+
+// run continues prompts until there are no more, or the context ends. A place that gets free takes the next prompt. With ahead, a step is
+// queued before the tokens of the one before are read, and runs in vain for a text that these tokens end.
+func (g *generator) run(ctx context.Context, from source) error {
+	var queue []fetched
+	for {
+		started, err := g.fill(ctx, from)
+		if err != nil {
+			return err
+		}
+		if slices.ContainsFunc(started, isText) {
+			queue = append(queue, fetched{started, g.decoder.Tokens()})
+		}
+		late := 0
+		if stepped := g.ahead || len(queue) == 0; stepped && g.wanted() {
+			if err := g.step(ctx); err != nil {
+				return err
+			}
+			queue = append(queue, fetched{slices.Clone(g.places), g.decoder.Tokens()})
+			if g.ahead {
+				late = 1
+			}
+		}
+		if len(queue) == 0 {
+			return nil
+		}
+		for len(queue) > late {
+			if err := g.take(queue[0], from); err != nil {
+				return err
+			}
+			queue = queue[1:]
+		}
+	}
+}
+
+func isText(c *continuation) bool { return c != nil }
+
+// fill starts the next prompts in free places, and returns which.
+func (g *generator) fill(ctx context.Context, from source) ([]*continuation, error) {
+	started := make([]*continuation, len(g.places))
+	for place := range g.places {
+		if g.places[place] != nil {
+			continue
+		}
+		c := from.next()
+		if c == nil {
+			break
+		}
+		g.places[place], started[place] = c, c
+		if err := g.prefill(ctx, place, c); err != nil {
+			return nil, err
+		}
+		c.queued = 1
+		if from.started != nil {
+			from.started(c)
+		}
+	}
+	return started, nil
+}
+
+// prefill runs a prompt, in pieces so that an interrupt need not wait.
+func (g *generator) prefill(ctx context.Context, place int, c *continuation) error {
+	begun := false
+	for ids := range slices.Chunk(c.prompt, model.PrefillTokens) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := g.decoder.Feed(ids...); err != nil {
+		err := error(nil)
+		if begun {
+			err = g.decoder.Extend(place, ids...)
+		} else {
+			err = g.decoder.Start(place, model.PromptKey(g.seed, c.index), ids...)
+		}
+		if err != nil {
 			return err
 		}
+		begun = true
 	}
-	if g.served != nil && g.served.Spec.Granularity == router.Token {
-		for _, id := range g.result.PromptIDs {
-			experts, _ := g.served.Table(id)
-			g.result.PromptExperts = append(g.result.PromptExperts, [][]int32{experts[:]})
+	return g.checkSound(place)
+}
+
+// wanted says whether any text needs another token than those that are queued.
+func (g *generator) wanted() bool {
+	return slices.ContainsFunc(g.places, func(c *continuation) bool { return c != nil && c.queued < c.limit })
+}
+
+// step queues the next token of every text.
+func (g *generator) step(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := g.decoder.Step(); err != nil {
+		return err
+	}
+	for place, c := range g.places {
+		if c == nil {
+			continue
 		}
-	}
-	for _, x := range g.decoder.Logits() {
-		if math.IsNaN(x) || math.IsInf(x, 0) {
-			return failf("the weights may be damaged: fetch the model again, or export the adapter again", "the model computes %v", x)
+		c.queued++
+		if !g.report {
+			continue
+		}
+		if experts := g.decoder.Experts(place); len(experts) > 0 {
+			c.experts = append(c.experts, experts)
 		}
 	}
 	return nil
 }
 
-func (g *generation) decode(ctx context.Context) error {
-	r := &g.result
-	stream, random := g.tokens.Stream(!g.special), rand.New(rand.NewPCG(g.seed, 0))
-	for {
-		if err := ctx.Err(); err != nil {
-			return g.finish(stream.Flush(), err)
-		}
-		id, err := g.decoder.Sample(g.rule, random.Float32())
-		if err != nil {
-			return err
-		}
-		if slices.Contains(g.ends, id) {
-			r.Stop = stopEnd
-			return g.finish(stream.Flush(), nil)
-		}
-		r.IDs = append(r.IDs, id)
-		if err := g.write(stream.Write(id)); err != nil {
-			return err
-		}
-		switch {
-		case len(r.IDs) == g.most:
-			r.Stop = stopMax
-			return g.finish(stream.Flush(), nil)
-		case g.decoder.Room() == 0:
-			r.Stop = stopContext
-			return g.finish(stream.Flush(), nil)
-		}
-		if err := g.decoder.Feed(id); err != nil {
-			return err
-		}
-		g.fed++
-		if !g.report {
-			continue
-		}
-		if experts := g.decoder.Experts(); len(experts) > 0 {
-			own := make([][]int32, len(experts))
-			for i, pair := range experts {
-				own[i] = slices.Clone(pair)
-			}
-			r.Experts = append(r.Experts, own)
-		}
-	}
-}
-
-// write shows a piece of the text.
-func (g *generation) write(piece string) error {
-	g.all.WriteString(piece)
-	if piece == "" {
-		return nil
-	}
-	_, err := io.WriteString(g.text, piece)
-	return err
-}
-
-// finish shows the last piece.
-func (g *generation) finish(piece string, reason error) error {
-	if err := g.write(piece); err != nil {
+// take gives tokens to their texts. What came after the end of one is dropped.
+func (g *generator) take(f fetched, from source) error {
+	ids, err := f.wait()
+	if err != nil {
 		return err
 	}
-	return reason
+	for place, c := range f.of {
+		if c == nil || g.places[place] != c {
+			continue
+		}
+		if err := c.take(ids[place], g.ends); err != nil {
+			return err
+		}
+		if c.Stop == "" {
+			continue
+		}
+		g.decoder.Stop(place)
+		g.places[place] = nil
+		if err := from.done(c); err != nil {
+			return err
+		}
+	}
+	return nil
 }

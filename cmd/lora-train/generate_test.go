@@ -39,9 +39,8 @@ func newGeneration(t *testing.T, export, mode string, most int) *generation {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := &generation{tokens: a.base.Tokenizer, most: most, text: io.Discard, report: true}
-	g.result.PromptIDs = prompt
-	release, err := g.prepare(b, a, mode, len(prompt)+most)
+	g := &generation{generator: &generator{tokens: a.base.Tokenizer, most: most, report: true}, text: io.Discard, ids: prompt}
+	release, err := g.prepare(b, a, mode, len(prompt)+most, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -169,7 +168,7 @@ func TestInterruptedPromptComputesNothing(t *testing.T) {
 	if err := g.run(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("error is %v, want %v", err, context.Canceled)
 	}
-	if room := g.decoder.Room(); room != len(prompt)+20 || g.result.Stop != stopInterrupted {
+	if room := g.decoder.Room(0); room != len(prompt)+20 || g.result.Stop != stopInterrupted {
 		t.Errorf("room for %d tokens, want %d; stopped for %q", room, len(prompt)+20, g.result.Stop)
 	}
 }
@@ -194,9 +193,15 @@ func TestPositions(t *testing.T) {
 	}
 	for _, test := range tests {
 		f := generateFlags{context: test.context, maxTokens: test.most}
-		got, err := f.positions(test.limit, test.prompt)
-		if got != test.want || (err != nil) != test.wrong {
-			t.Errorf("%s: %d, %v; want %d, error: %v", test.name, got, err, test.want, test.wrong)
+		room, advice, err := f.roomIn(test.limit)
+		if err == nil {
+			err = fits(test.prompt, room, advice, "")
+		}
+		if err != nil != test.wrong {
+			t.Errorf("%s: error %v, want one: %v", test.name, err, test.wrong)
+		}
+		if got := positions(test.prompt, room, test.most); err == nil && got != test.want {
+			t.Errorf("%s: %d, want %d", test.name, got, test.want)
 		}
 	}
 }

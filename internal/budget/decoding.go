@@ -39,3 +39,12 @@ func (m *Meter) Append(cache, x, at kernels.Tensor) {
 func (m *Meter) Sample(ids, logits, u kernels.Tensor, rule kernels.Sampling) {
 	m.do("Sample", moves(ids, logits, u), func() { m.b.Sample(ids, logits, u, rule) })
 }
+
+// Advance implements [kernels.Decoding].
+func (m *Meter) Advance(q kernels.Sequences, ids, gates kernels.Tensor) {
+	work := moves(q.Tokens, q.Length, q.Length, q.Keys, q.Pos, q.Rows, q.Spans, q.U, q.Experts, q.Weights)
+	if !ids.None() {
+		work = work.and(gathers(ids, q.Length.Len()), gathers(gates, q.Length.Len()))
+	}
+	m.do("Advance", work, func() { m.b.Advance(q, ids, gates) })
+}

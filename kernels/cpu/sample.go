@@ -8,9 +8,8 @@ import (
 
 // Sample chooses a token for each row of logits: the temperature divides the logits, TopK and then TopP leave
 // some of them, and the token is the first whose cumulative probability, largest first, exceeds u[t], which is
-// uniform in [0, 1). ids (T) i32, logits (T, V), u (T) of type Param.
-//
-// A NaN is never chosen; a row of nothing else gives 0. Equal logits are in the order of their ids.
+// uniform in [0, 1). ids (T) i32, logits (T, V) of type Float or Param, u (T) of type Param. A NaN is never chosen; a
+// row of nothing else gives 0. Equal logits are in the order of their ids.
 func (e *engine[E]) Sample(ids, logits, u kernels.Tensor, rule kernels.Sampling) {
 	const op = "Sample"
 	rows, vocabulary := matrixShape(op, "logits", logits)

@@ -7,13 +7,16 @@
 // itself and the other a prompt shared by several continuations; or a cache that holds them.
 //
 // In bf16 a block takes some tokens of a head through the keys that any of them sees, tile by tile, first all of the first ranges
-// and then all of the second; the maximum and the denominator of the softmax follow (Dao, FlashAttention-2, arXiv 2307.08691).
+// and then all of the second; the maximum and the denominator of the softmax follow (Dao, FlashAttention-2, arXiv 2307.08691). Blocks with
+// another z do as many other tokens: few ones, which may be of sequences far apart in a cache, are done each by itself.
 #include "attention_forward.cuh"
 
 #define ATTENTION(D, M, n, stages)                                                                                                   \
     extern "C" __global__ void __launch_bounds__(attention_threads) attention_bf16_##D(                                             \
         bf16 *o, float *lse, const bf16 *q, const bf16 *k, const bf16 *v, const int *spans, Heads s) {                                \
-        attention<D, M, n, stages>(o, lse, q, k, v, spans, s);                                                                        \
+        long long first = blockIdx.z * (long long)s.tokens, at = first * s.query * s.dim;                                             \
+        lse = lse ? lse + first * s.query : lse;                                                                                      \
+        attention<D, M, n, stages>(o + at, lse, q + at, k, v, spans + 4 * first, s);                                                  \
     }                                                                                                                                 \
     KERNEL(attention_bf16_##D)
 ATTENTION(16, 2, 64, 2)

@@ -10,6 +10,10 @@ import (
 // attentionTile is attention_tile of attention.cuh: the tokens whose ranges are put together for the gradient.
 const attentionTile = 64
 
+// attentionFew is up to how many tokens are done each by itself in bf16: those that are decoded together see keys far apart, and a block goes
+// through all keys between those that its tokens see.
+const attentionFew = 64
+
 // attentionSize is how the kernels in bf16 are made for heads of up to dim elements: 64·forward, 64·queries tokens or 64 keys to a
 // block, with tiles of so many keys or, for the gradient of keys, queries, of which as many as stages are in shared memory. It
 // must agree with the last lines of attention.cu and attention_grad.cu.
@@ -120,20 +124,27 @@ func (b *Backend) Attention(o, lse, q, k, v, spans kernels.Tensor, heads kernels
 	a := b.attentionIn(op, q, k, v, spans, heads, o)
 	need(op, "o", o, b.Float(), a.tokens, heads.Query*heads.Dim)
 	maybe(op, "lse", lse, b.Param(), a.tokens, heads.Query)
-	if s := a.hopper; s > 0 {
+	few := a.tokens <= attentionFew
+	if s := a.hopper; s > 0 && !few {
 		// Tiles of q, k and v; ranges; and what attention_bf16 needs.
 		l := s.launch(heads.Query, a.tokens, 3, attentionTile*16+4*32+2*16)
 		b.dev.Launch(fmt.Sprintf("attention_hopper_%d", s), l, at(o), at(lse), at(q), at(k), at(v), at(spans), a.args)
 		return
 	}
-	name, l := "attention_f32", rowWarps(a.tokens*heads.Query)
-	if b.Float() == kernels.BF16 {
-		s, rows := a.size, 64*a.size.forward
-		name = fmt.Sprintf("attention_bf16_%d", s.dim)
-		// Tiles of q, and two of k and of v; bounds of four warps, and two marks of each.
-		l = s.launch(heads.Query, a.tokens, rows, s.shared(rows+4*s.forwardTile, rows, 4*32+2*16))
+	if b.Float() != kernels.BF16 {
+		b.dev.Launch("attention_f32", rowWarps(a.tokens*heads.Query), at(o), at(lse), at(q), at(k), at(v), at(spans), a.args)
+		return
 	}
-	b.dev.Launch(name, l, at(o), at(lse), at(q), at(k), at(v), at(spans), a.args)
+	s, rows := a.size, 64*a.size.forward
+	each := a.tokens
+	if few {
+		each = min(each, 1)
+	}
+	// Tiles of q, and two of k and of v; bounds of four warps, and two marks of each.
+	l := s.launch(heads.Query, each, rows, s.shared(rows+4*s.forwardTile, rows, 4*32+2*16))
+	l.Grid[2] = a.tokens / max(each, 1)
+	a.args.tokens = int32(each)
+	b.dev.Launch(fmt.Sprintf("attention_bf16_%d", s.dim), l, at(o), at(lse), at(q), at(k), at(v), at(spans), a.args)
 }
 
 // AttentionGrad is the gradient of Attention, given its inputs and outputs. dq as q, dk and dv as k and v.

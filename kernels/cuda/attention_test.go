@@ -157,6 +157,15 @@ func (n *attentionTest) compare(t *testing.T, name string, got, want []float64, 
 	}
 }
 
+// decoded is the last tokens of sequences of so many, each in as many rows of a cache as there is room for; none of 0.
+func decoded(room int, lengths ...int) ranges {
+	var r ranges
+	for s, n := range lengths {
+		r = append(r, 0, 0, float64(s*room), float64(s*room+n))
+	}
+	return r
+}
+
 func attentionTests() []attentionTest {
 	all := math.MaxInt32
 	h := kernels.Heads{Query: 2, KV: 1, Dim: 64}
@@ -185,6 +194,9 @@ func attentionTests() []attentionTest {
 		},
 		{name: "low scores behind a hidden tile", heads: h, spans: steps(64, 4, 2), keys: 256, sharp: true},
 		{name: "one query", heads: kernels.Heads{Query: 3, KV: 1, Dim: 128}, spans: alike(1, 3, 450, 0, 0), keys: 500},
+		{name: "decoded together", heads: kernels.Heads{Query: 4, KV: 2, Dim: 128}, spans: decoded(300, 300, 33, 65, 0, 299, 64), keys: 1800},
+		{name: "64 decoded together", heads: h, spans: decoded(9, slices.Repeat([]int{9, 0, 3, 1}, 16)...), keys: 576},
+		{name: "decoded at odd addresses", heads: kernels.Heads{Query: 3, KV: 1, Dim: 24}, spans: decoded(70, 70, 1, 66), keys: 210, odd: true},
 		{name: "odd addresses", heads: h, spans: packed(all, 70, 64), odd: true},
 		{name: "odd size", heads: kernels.Heads{Query: 2, KV: 1, Dim: 97}, spans: packed(all, 70)},
 		{

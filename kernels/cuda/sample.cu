@@ -1,7 +1,7 @@
 // Sample chooses a token for each row of logits: the temperature divides the logits, TopK and then TopP leave
 // some of them, and the token is the first whose cumulative probability, largest first, exceeds u[t], which is
-// uniform in [0, 1). ids (T) i32, logits (T, V), u (T) of type Param. A NaN is never chosen; a row of nothing else
-// gives 0. Equal logits are in the order of their ids.
+// uniform in [0, 1). ids (T) i32, logits (T, V) of type Float or Param, u (T) of type Param. A NaN is never chosen; a
+// row of nothing else gives 0. Equal logits are in the order of their ids.
 //
 // A block takes a row. Nothing is sorted: which logit a sum over the largest ones ends at is found digit by digit, as a radix sort
 // would, in one pass over the row for each digit. Probabilities times a constant are integers, so that sums over the same logits

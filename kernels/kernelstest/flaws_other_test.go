@@ -36,6 +36,13 @@ var otherFlaws = []flaw{
 	{"Merge starts from what it merged", "Merge", `Dst has other bits than a fresh merge`, func(n naive) kernels.Backend { return mergesOnto{n} }},
 	{"PrepareMerge keeps one layer", "PrepareMerge", `1 layers, prepared were 2`, func(n naive) kernels.Backend { return keepsOne{n} }},
 	{"Append puts padding in row 0", "Append", `padding_stays_out`, func(n naive) kernels.Backend { return appendsPadding{n} }},
+	{"Advance runs what is stopped", "Advance", `stopped`, func(n naive) kernels.Backend { return startsAll{n} }},
+	{"Advance goes on behind the end", "Advance", `full`, func(n naive) kernels.Backend { return roomForMore{n} }},
+	{"Advance forgets the window", "Advance", `out_of_the_window(?s:.*)spans\[`, func(n naive) kernels.Backend { return noWindow{n} }},
+	{"Advance sees one position less", "Advance", `window_of_one|within_the_window(?s:.*)spans\[`, func(n naive) kernels.Backend { return nearWindow{n} }},
+	{"Advance leaves the length", "Advance", `length\[`, func(n naive) kernels.Backend { return leavesLength{n} }},
+	{"Advance takes the first key for all", "Advance", `u is`, func(n naive) kernels.Backend { return firstKey{n} }},
+	{"Advance leaves weights of what is stopped", "Advance", `weights is`, func(n naive) kernels.Backend { return leavesWeights{n} }},
 	{"Sample takes the last of equals", "Sample", `greedy_tie_goes_low`, func(n naive) kernels.Backend { return lastOfEquals{n} }},
 	{"Sample drops what reaches top-p", "Sample", `top-p_takes_the_one_that_reaches_it`, func(n naive) kernels.Backend { return dropsReaching{n} }},
 	{"Sample ignores top-k", "Sample", `top-k_of_one`, func(n naive) kernels.Backend { return ignoresTopK{n} }},
@@ -285,6 +292,66 @@ type appendsPadding struct{ naive }
 
 func (b appendsPadding) Append(cache, x, at kernels.Tensor) {
 	b.naive.Append(cache, x, everybody(at))
+}
+
+type startsAll struct{ naive }
+
+func (b startsAll) Advance(q kernels.Sequences, ids, gates kernels.Tensor) {
+	edit(q.Length, func(_ int, v float64) float64 { return max(v, 0) })
+	b.naive.Advance(q, ids, gates)
+}
+
+type roomForMore struct{ naive }
+
+func (b roomForMore) Advance(q kernels.Sequences, ids, gates kernels.Tensor) {
+	edit(q.Length, func(_ int, v float64) float64 { return min(v, float64(q.Room-1)) })
+	b.naive.Advance(q, ids, gates)
+}
+
+type noWindow struct{ naive }
+
+func (b noWindow) Advance(q kernels.Sequences, ids, gates kernels.Tensor) {
+	q.Window = 0
+	b.naive.Advance(q, ids, gates)
+}
+
+type nearWindow struct{ naive }
+
+func (b nearWindow) Advance(q kernels.Sequences, ids, gates kernels.Tensor) {
+	q.Window = max(q.Window-1, 0)
+	b.naive.Advance(q, ids, gates)
+}
+
+type leavesLength struct{ naive }
+
+func (b leavesLength) Advance(q kernels.Sequences, ids, gates kernels.Tensor) {
+	before := decode(q.Length)
+	b.naive.Advance(q, ids, gates)
+	edit(q.Length, func(i int, _ float64) float64 { return before[i] })
+}
+
+type firstKey struct{ naive }
+
+func (b firstKey) Advance(q kernels.Sequences, ids, gates kernels.Tensor) {
+	keys := decode(q.Keys)
+	q.Keys = changed(q.Keys, func(i int, _ float64) float64 { return keys[i%2] })
+	b.naive.Advance(q, ids, gates)
+}
+
+type leavesWeights struct{ naive }
+
+func (b leavesWeights) Advance(q kernels.Sequences, ids, gates kernels.Tensor) {
+	b.naive.Advance(q, ids, gates)
+	if ids.None() {
+		return
+	}
+	rows := decode(q.Rows)
+	edit(q.Weights, func(i int, v float64) float64 {
+		if rows[i/q.Weights.Shape[1]] < 0 {
+			return 0.5
+		}
+		return v
+	})
 }
 
 type lastOfEquals struct{ naive }

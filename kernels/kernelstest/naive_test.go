@@ -367,8 +367,28 @@ func (n naive) Append(cache, x, at kernels.Tensor) {
 	store(cache, n.float, appendRows(n.acts(cache), n.acts(x), ints(at, x.Shape[0])))
 }
 
+func (n naive) Advance(q kernels.Sequences, ids, gates kernels.Tensor) {
+	count := q.Length.Len()
+	a := advancing{room: q.Room, window: q.Window}
+	a.tokens, a.length, a.keys = ints(q.Tokens, count), ints(q.Length, count), ints(q.Keys, 2*count)
+	if !ids.None() {
+		a.chosen, a.ids, a.gates = ids.Shape[1], ints(ids, ids.Len()), n.pars(gates)
+		must(a.gates.rows == ids.Shape[0] && a.gates.cols == a.chosen)
+	}
+	w := a.advance()
+	copy(ints(q.Pos, count), w.pos)
+	copy(ints(q.Rows, count), w.rows)
+	copy(ints(q.Spans, 4*count), w.spans)
+	store(q.U, n.param, w.u)
+	if !ids.None() {
+		copy(ints(q.Experts, a.chosen*count), w.experts)
+		store(q.Weights, n.param, w.weights)
+	}
+	copy(ints(q.Length, count), w.length)
+}
+
 func (n naive) Sample(ids, logits, u kernels.Tensor, rule kernels.Sampling) {
-	rows, us := n.acts(logits), n.pars(u)
+	rows, us := load(logits, n.float, n.param), n.pars(u)
 	must(us.cols == rows.rows)
 	for t := range ints(ids, rows.rows) {
 		row := matrix{1, rows.cols, rows.row(t)}.values()

@@ -84,6 +84,20 @@ func testSample(t *testing.T, b kernels.Backend) {
 			t.Run(fmt.Sprintf("%+v of %d", rule, vocabulary), func(t *testing.T) { testSampleRule(t, b, rule, vocabulary) })
 		}
 	}
+	if b.Float() != b.Param() {
+		// Numbers that Float cannot tell apart.
+		t.Run("logits of type Param", func(t *testing.T) {
+			c := newCall(t, b)
+			logits := c.in("logits", b.Param(), []float64{5, 5 + 0x1p-20, 5 - 0x1p-20, 5, -3 - 0x1p-20, -3}, 2, 3)
+			u, ids := c.in("u", b.Param(), []float64{nearOne, 0}, 2), c.out("ids", kernels.I32, 2)
+			for _, rule := range []kernels.Sampling{{}, {Temperature: 1e-12}, {Temperature: 1, TopK: 1}, {Temperature: 1, TopP: 1e-3}} {
+				c.run(func() { b.Sample(ids.tensor(), logits.tensor(), u.tensor(), rule) })
+				c.wantIDs(ids, 1, 0)
+			}
+			c.run(func() { b.Sample(ids.tensor(), logits.tensor(), u.tensor(), kernels.Sampling{Temperature: 1, TopK: 2}) })
+			c.wantIDs(ids, 0, 0)
+		})
+	}
 	t.Run("contradictions", func(t *testing.T) {
 		c := newCall(t, b)
 		logits, u, ids := c.in("logits", b.Float(), c.normal(8), 2, 4), c.in("u", b.Param(), []float64{0, 0.5}, 2), c.out("ids", kernels.I32, 2)

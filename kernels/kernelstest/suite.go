@@ -52,6 +52,7 @@ var tests = []struct {
 	{"PrepareMerge", testPrepareMerge},
 	{"Merge", testMerge},
 	{"Append", testAppend},
+	{"Advance", testAdvance},
 	{"Sample", testSample},
 	{"DecodingStep", testDecodingStep},
 }
