@@ -74,7 +74,8 @@ type Network interface {
 	// for the heads' norms, (d).
 	RMSNorm(y, x, w Tensor, eps float64)
 
-	// Linear is y = plus + x·wᵀ + bias. y (T, D_out), x (T, D), w (D_out, D), bias (D_out) or none, plus as y or none.
+	// Linear is y = plus + x·wᵀ + bias. y (T, D_out), of type Float or, with neither bias nor plus, Param, x (T, D), w (D_out, D), bias (D_out)
+	// or none, plus as y or none.
 	Linear(y, x, w, bias, plus Tensor)
 
 	// SwitchLinear is u = z·A and y = plus + x·wᵀ + bias + s·(u ⊙ Ĝ)·B, where Ĝ = [G ⊗ 1_R | 1] (T, C).
@@ -244,7 +245,7 @@ type Sequences struct {
 	Room   int    // P
 	Window int    // W: the positions that a token sees, itself one of them; 0: all
 
-	Pos, Rows        Tensor // (S) i32
+	Pos, Live, Rows  Tensor // (S) i32
 	Spans            Tensor // (S, 4) i32, see Attention
 	U                Tensor // (S), see Sample
 	Experts, Weights Tensor // (S, n) i32 and (S, n), or none
@@ -274,10 +275,10 @@ type Decoding interface {
 	// Append is cache[at[t]] = x[t], where at[t] ≥ 0. cache (P, K·d), x (T, K·d), at (T) i32.
 	Append(cache, x, at Tensor)
 
-	// Advance puts each sequence's token behind those before it. With p = length[s], if 0 ≤ p < P: pos[s] = p, rows[s] = s·P + p,
+	// Advance puts each sequence's token behind those before it. With p = length[s], if 0 ≤ p < P: pos[s] = live[s] = p, rows[s] = s·P + p,
 	// spans[s] = (0, 0, s·P + f, s·P + p+1) with f = max(0, p+1-W), or 0 if W is 0, u[s] = ⌊Random(keys[s, 0], keys[s, 1], 0).At(p)/2⁴⁰⌋/2²⁴,
 	// experts[s] = ids[tokens[s]] and weights[s] = gates[tokens[s]], if there is a routing table, and length[s] becomes p+1. A sequence that
-	// is stopped or full does no harm: rows[s] is -1, all else is 0, and length[s] stays. ids (V, n) i32, gates (V, n) of type Param.
+	// is stopped or full does no harm: rows[s] and live[s] are -1, all else is 0, and length[s] stays. ids (V, n) i32, gates (V, n) of type Param.
 	Advance(q Sequences, ids, gates Tensor)
 
 	// Sample chooses a token for each row of logits: the temperature divides the logits, TopK and then TopP leave

@@ -30,7 +30,7 @@ type Decoder struct {
 	rule    kernels.Sampling
 	x       *graph.Immediate
 	values  *Values // of the base
-	serving *Values // of the merged copy, with Merged
+	serving *Values // of copied, with Merged
 	cache   *Cache
 	state   state
 	lengths []int  // of each sequence, as they will be when all that is queued is done; stopped
@@ -41,8 +41,11 @@ type Decoder struct {
 	warm      bool          // a step has run, so that another needs no more memory
 	recording kernels.Recording
 
-	merging kernels.Merging // into serving, with Merged
-	merged  mergedChoice
+	copied  *Placed         // the base with the merged copy, with Merged
+	merging kernels.Merging // into it
+
+	whole   kernels.Step // nil: a step is many operations
+	inParts error        // why
 }
 
 var errNoTokens = errors.New("no tokens to run\ngive a prompt of at least one token")
@@ -53,10 +56,15 @@ const stopped = -1
 // NewDecoder is ready for a number of sequences of up to context tokens, no more than the base was placed for. adapter may be nil:
 // then the base is decoded alone, whatever the mode. Tokens are chosen greedily.
 func NewDecoder(base *Placed, adapter *Served, mode Mode, context, sequences int) (*Decoder, error) {
-	d := &Decoder{base: base, adapter: adapter, mode: mode, room: context}
 	if adapter != nil {
-		d.base = adapter.Base
+		base = adapter.Base
 	}
+	return newDecoder(base, adapter, mode, context, sequences, stepperOf(base.Backend))
+}
+
+// newDecoder is that with steps as one operation, if there is a stepper.
+func newDecoder(base *Placed, adapter *Served, mode Mode, context, sequences int, whole kernels.Stepper) (*Decoder, error) {
+	d := &Decoder{base: base, adapter: adapter, mode: mode, room: context}
 	if err := d.check(sequences); err != nil {
 		return nil, err
 	}
@@ -75,6 +83,7 @@ func NewDecoder(base *Placed, adapter *Served, mode Mode, context, sequences int
 		d.Close()
 		return nil, err
 	}
+	d.prepareWhole(whole)
 	return d, nil
 }
 
@@ -237,6 +246,10 @@ func (d *Decoder) Close() {
 	}
 	d.releaseStep()
 	b := d.base.Backend
+	if d.whole != nil {
+		d.whole.Close()
+		d.whole = nil
+	}
 	d.cache.Free(b)
 	d.state.free(b)
 	if d.merging != nil {

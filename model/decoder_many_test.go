@@ -222,10 +222,13 @@ func TestLongPrompts(t *testing.T) {
 
 // What is stopped or full does no harm and changes nothing, and empty places do not disturb.
 func TestStoppedAndFull(t *testing.T) {
-	m, _ := adapted(t, "llama", exact, specOf(router.Token, 0), true)
+	m, b := adapted(t, "llama", exact, specOf(router.Token, 0), true)
 	s, _ := served(t, m)
-	for _, mode := range []Mode{Fused, Layerwise} {
-		d := mustDecoderOf(t, m.Placed, s, mode, 6, 3)
+	_, whole := onWholes(t, b, s)
+	for mode, d := range map[string]*Decoder{
+		"fused": mustDecoderOf(t, m.Placed, s, Fused, 6, 3), "layerwise": mustDecoderOf(t, m.Placed, s, Layerwise, 6, 3),
+		"whole steps": mustDecoderOf(t, m.Placed, whole, Fused, 6, 3),
+	} {
 		must(t, d.Step()) // of nobody
 		for _, err := range []error{d.Extend(1, 3), d.Put(1, 3)} {
 			if fmt.Sprint(err) != "sequence 1 is stopped" {

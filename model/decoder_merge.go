@@ -2,22 +2,19 @@ package model
 
 import (
 	"fmt"
+	"slices"
 
 	"loratrain/kernels"
 	"loratrain/router"
 )
 
-// mergedChoice is what the serving copy holds.
-type mergedChoice struct {
-	set     bool
-	ids     [router.Top]int32
-	weights [router.Top]float32
-}
-
 // switches says whether each step merges its token's experts.
 func (d *Decoder) switches() bool {
 	return d.adapter != nil && d.mode == Merged && d.adapter.Spec.Granularity == router.Token
 }
+
+// beside says whether each token's experts are applied beside the weights and known before the first layer.
+func (d *Decoder) beside() bool { return d.adapter.chosen() > 0 && d.mode == Fused }
 
 // prepareMerge makes the serving copy.
 func (d *Decoder) prepareMerge() error {
@@ -32,29 +29,23 @@ func (d *Decoder) prepareMerge() error {
 	if err != nil {
 		return fmt.Errorf("mode merged: %w\nuse --mode fused, which needs no copy", err)
 	}
-	d.serving = copied.Bind(d.x)
+	d.copied, d.serving = copied, copied.Bind(d.x)
+	d.forgetMerged()
 	if s.Spec.Granularity == router.None {
 		return s.merge(d.x, d.merging, []int32{0}, []float32{1})
 	}
 	return nil
 }
 
-// switchExperts merges the experts of the token that is run next, unless they are those in force. It waits for the token.
-func (d *Decoder) switchExperts() error {
-	if d.lengths[0] == stopped {
-		return nil
+// switchExperts merges the experts of the token that is run, which Advance looked up, unless they are those in force.
+func (d *Decoder) switchExperts() {
+	s := &d.state
+	d.base.Backend.Merge(d.merging, s.Experts.Reshape(router.Top), s.Weights.Reshape(router.Top), s.force, d.adapter.Spec.Scale())
+}
+
+// forgetMerged makes the next step merge, whatever the copy holds.
+func (d *Decoder) forgetMerged() {
+	if f := d.state.force; !f.None() {
+		d.base.Backend.Write(f, kernels.FromSlice(slices.Repeat([]int32{-1}, f.Len()), f.Len()))
 	}
-	token := kernels.NewHost(kernels.I32, 1)
-	d.base.Backend.Read(token, d.state.Tokens)
-	want := mergedChoice{set: true}
-	want.ids, want.weights = d.adapter.Table(kernels.Slice[int32](token)[0])
-	if want == d.merged {
-		return nil
-	}
-	d.merged = mergedChoice{} // until it has worked
-	if err := d.adapter.merge(d.x, d.merging, want.ids[:], want.weights[:]); err != nil {
-		return err
-	}
-	d.merged = want
-	return nil
 }

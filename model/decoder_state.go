@@ -1,60 +1,64 @@
 package model
 
 import (
+	"slices"
+
 	"loratrain/internal/graph"
 	"loratrain/kernels"
-	"loratrain/router"
 )
 
 // state is where a decoder's sequences stand, on its backend.
 type state struct {
 	kernels.Sequences
 	pack   graph.Pack
+	force  kernels.Tensor // as Merge's, of what is merged into the serving copy
 	logits kernels.Tensor // (S, V): those that Tokens were chosen by
 	keys   []uint64       // as in Keys
 }
 
 // newState is that of stopped sequences.
 func newState(p *Placed, ad *Served, sequences, room int) (s state, err error) {
-	b := p.Backend
-	specs := []graph.Spec{
-		graph.Of(kernels.I32, sequences), graph.Of(kernels.I32, sequences), graph.Of(kernels.I32, sequences, 2),
-		graph.Of(kernels.I32, sequences), graph.Of(kernels.I32, sequences), graph.Of(kernels.I32, sequences, 4),
-		graph.Of(b.Param(), sequences),
+	s.Room, s.Window = room, p.Arch.Window
+	ints := func(shape ...int) graph.Spec { return graph.Of(kernels.I32, shape...) }
+	parts := []struct {
+		to *kernels.Tensor
+		graph.Spec
+	}{
+		{&s.Tokens, ints(sequences)},
+		{&s.Length, ints(sequences)},
+		{&s.Keys, ints(sequences, 2)},
+		{&s.Pos, ints(sequences)},
+		{&s.Live, ints(sequences)},
+		{&s.Rows, ints(sequences)},
+		{&s.Spans, ints(sequences, 4)},
+		{&s.U, graph.Of(p.Backend.Param(), sequences)},
+		{&s.Experts, ints(sequences, ad.chosen())},
+		{&s.Weights, graph.Of(p.Backend.Param(), sequences, ad.chosen())},
+		{&s.force, ints(2 * ad.chosen())},
 	}
-	n := 0 // experts of a token
-	switch {
-	case ad != nil && ad.Spec.Granularity == router.Token:
-		n = router.Top
-	case ad != nil && ad.Spec.Granularity == router.None:
-		n = 1
+	var specs []graph.Spec
+	for _, part := range parts {
+		specs = append(specs, part.Spec)
 	}
-	if n > 0 {
-		specs = append(specs, graph.Of(kernels.I32, sequences, n), graph.Of(b.Param(), sequences, n))
-	}
-	if s.pack, err = graph.NewPack(b, specs...); err != nil {
+	if s.pack, err = graph.NewPack(p.Backend, specs...); err != nil {
 		return s, err
 	}
-	if s.logits, err = b.Alloc(b.Float(), sequences, p.Arch.Vocab); err != nil {
+	for i, part := range parts {
+		if kernels.Len(part.Shape...) > 0 {
+			*part.to = s.pack.Parts[i]
+		}
+	}
+	if s.logits, err = p.Backend.Alloc(p.Backend.Param(), sequences, p.Arch.Vocab); err != nil {
 		return s, err
 	}
 	s.keys = make([]uint64, sequences)
-	t := s.pack.Parts
-	s.Sequences = kernels.Sequences{
-		Tokens: t[0], Length: t[1], Keys: t[2], Room: room, Window: p.Arch.Window, Pos: t[3], Rows: t[4], Spans: t[5], U: t[6],
-	}
-	lengths := make([]int32, sequences)
-	for i := range lengths {
-		lengths[i] = stopped
-	}
-	b.Write(s.Length, kernels.FromSlice(lengths, sequences))
-	if n > 0 {
-		s.Experts, s.Weights = t[7], t[8]
-		ones := kernels.NewHost(b.Param(), sequences, n)
+	p.Backend.Write(s.Length, kernels.FromSlice(slices.Repeat([]int32{stopped}, sequences), sequences))
+	if !s.Weights.None() {
+		ones := kernels.NewHost(s.Weights.Type, s.Weights.Shape...)
 		for i, set := 0, setter(ones); i < ones.Len(); i++ {
 			set(i, 1) // the one expert of granularity none
 		}
-		b.Write(s.Weights, ones)
+		p.Backend.Write(s.Weights, ones)
 	}
 	return s, nil
 }

@@ -17,13 +17,9 @@ func (d *Decoder) Step() error {
 		}
 		d.release(seq)
 	}
-	if d.switches() {
-		if err := d.switchExperts(); err != nil {
-			return err
-		}
-	}
 	if err := d.run(); err != nil {
 		d.setLengths()
+		d.forgetMerged()
 		return err
 	}
 	for seq, n := range d.lengths {
@@ -60,7 +56,14 @@ func (d *Decoder) run() error {
 // once is a step's operations.
 func (d *Decoder) once() {
 	d.advance()
-	d.pass()
+	if d.switches() {
+		d.switchExperts()
+	}
+	if d.whole != nil {
+		d.runWhole()
+	} else {
+		d.pass()
+	}
 	d.choose()
 }
 
@@ -75,8 +78,7 @@ func (d *Decoder) advance() {
 
 // pass computes the logits of every sequence from its token.
 func (d *Decoder) pass() {
-	bind := func(t kernels.Tensor) graph.V { return d.x.Bind("state", t) }
-	values, p := d.values, d.stepPass(bind)
+	values, p := d.values, d.stepPass()
 	var ad Adapter
 	if d.serving != nil {
 		values = d.serving
@@ -85,21 +87,24 @@ func (d *Decoder) pass() {
 	}
 	s := &d.state
 	hidden := Hidden(d.x, values, ad, Inputs{
-		IDs: bind(s.Tokens), Pos: bind(s.Pos), Spans: bind(s.Spans), Cache: d.cache, Rows: bind(s.Rows),
+		IDs: d.bind(s.Tokens), Pos: d.bind(s.Pos), Spans: d.bind(s.Spans), Cache: d.cache, Rows: d.bind(s.Rows),
 	})
 	d.project(s.logits, hidden.Tensor())
 	d.x.Done(hidden)
 	d.step = p
 }
 
+// bind makes a tensor of the state a value of a pass.
+func (d *Decoder) bind(t kernels.Tensor) graph.V { return d.x.Bind("state", t) }
+
 // stepPass is the adapter in a step, or nil.
-func (d *Decoder) stepPass(bind func(kernels.Tensor) graph.V) *servedPass {
+func (d *Decoder) stepPass() *servedPass {
 	if d.adapter == nil {
 		return nil
 	}
 	p := &servedPass{Served: d.adapter, tokens: len(d.lengths)}
 	if g := d.adapter.Spec.Granularity; d.tabled() || g == router.None {
-		p.ids, p.weights = bind(d.state.Experts), bind(d.state.Weights)
+		p.ids, p.weights = d.bind(d.state.Experts), d.bind(d.state.Weights)
 		if g != router.None {
 			p.choices = append(p.choices, p.ids)
 		}

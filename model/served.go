@@ -204,6 +204,19 @@ func (s *Served) Table(id int32) (experts [router.Top]int32, weights [router.Top
 	return experts, weights
 }
 
+// chosen is how many experts each token has, if they are the same in the whole model; else 0, as without an adapter.
+func (s *Served) chosen() int {
+	switch {
+	case s == nil:
+		return 0
+	case s.Spec.Granularity == router.Token:
+		return router.Top
+	case s.Spec.Granularity == router.None:
+		return 1
+	}
+	return 0
+}
+
 // Close gives back the memory of weights that the shared expert was merged into, and that of a random adapter.
 func (s *Served) Close() {
 	for _, t := range s.own {

@@ -42,7 +42,7 @@ func (m *Meter) Sample(ids, logits, u kernels.Tensor, rule kernels.Sampling) {
 
 // Advance implements [kernels.Decoding].
 func (m *Meter) Advance(q kernels.Sequences, ids, gates kernels.Tensor) {
-	work := moves(q.Tokens, q.Length, q.Length, q.Keys, q.Pos, q.Rows, q.Spans, q.U, q.Experts, q.Weights)
+	work := moves(q.Tokens, q.Length, q.Length, q.Keys, q.Pos, q.Live, q.Rows, q.Spans, q.U, q.Experts, q.Weights)
 	if !ids.None() {
 		work = work.and(gathers(ids, q.Length.Len()), gathers(gates, q.Length.Len()))
 	}

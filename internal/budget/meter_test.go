@@ -107,14 +107,14 @@ func TestWork(t *testing.T) {
 			m.Merge(p, i32([]int32{1, 2}, 2), f32(2), i32(make([]int32, 4), 4), 1)
 		}, 2 * 5 * 3 * 4, 60 + 60 + 8 + 8 + 2*16 + 2*24 + 2*40},
 		{"Append", func(m *Meter) { m.Append(f32(9, 3), x, i32([]int32{4, -1}, 2)) }, 0, 8 + 2*12},
-		// A sequence reads 4 numbers, writes 8 and two pairs, and reads two pairs of the table.
+		// A sequence reads 4 numbers, writes 9 and two pairs, and reads two pairs of the table.
 		{"Advance", func(m *Meter) {
 			m.Advance(kernels.Sequences{
 				Tokens: i32(make([]int32, 2), 2), Length: i32([]int32{0, -1}, 2), Keys: i32(make([]int32, 4), 2, 2), Room: 3,
-				Pos: i32(make([]int32, 2), 2), Rows: i32(make([]int32, 2), 2), Spans: i32(make([]int32, 8), 2, 4), U: f32(2),
+				Pos: i32(make([]int32, 2), 2), Live: i32(make([]int32, 2), 2), Rows: i32(make([]int32, 2), 2), Spans: i32(make([]int32, 8), 2, 4), U: f32(2),
 				Experts: i32(make([]int32, 4), 2, 2), Weights: f32(2, 2),
 			}, i32(make([]int32, 12), 6, 2), f32(6, 2))
-		}, 0, 2 * (4*(5+7+4) + 16)},
+		}, 0, 2 * (4*(5+8+4) + 16)},
 		{"Sample", func(m *Meter) { m.Sample(i32(make([]int32, 2), 2), u, f32(2), kernels.Sampling{}) }, 0, 8 + 32 + 8},
 	} {
 		m := meter(t, newCPU(t))

@@ -2,10 +2,10 @@ package cpu
 
 import "loratrain/kernels"
 
-// Advance puts each sequence's token behind those before it. With p = length[s], if 0 ≤ p < P: pos[s] = p, rows[s] = s·P + p,
+// Advance puts each sequence's token behind those before it. With p = length[s], if 0 ≤ p < P: pos[s] = live[s] = p, rows[s] = s·P + p,
 // spans[s] = (0, 0, s·P + f, s·P + p+1) with f = max(0, p+1-W), or 0 if W is 0, u[s] = ⌊Random(keys[s, 0], keys[s, 1], 0).At(p)/2⁴⁰⌋/2²⁴,
 // experts[s] = ids[tokens[s]] and weights[s] = gates[tokens[s]], if there is a routing table, and length[s] becomes p+1. A sequence that
-// is stopped or full does no harm: rows[s] is -1, all else is 0, and length[s] stays. ids (V, n) i32, gates (V, n) of type Param.
+// is stopped or full does no harm: rows[s] and live[s] are -1, all else is 0, and length[s] stays. ids (V, n) i32, gates (V, n) of type Param.
 func (e *engine[E]) Advance(q kernels.Sequences, ids, gates kernels.Tensor) {
 	const op = "Advance"
 	a := advancing[E]{q: q}
@@ -14,7 +14,7 @@ func (e *engine[E]) Advance(q kernels.Sequences, ids, gates kernels.Tensor) {
 		fail(op, "room for %d, a window of %d: expected none below 0", q.Room, q.Window)
 	}
 	a.length, a.keys = in[int32](op, "length", q.Length, n), in[int32](op, "keys", q.Keys, n, 2)
-	a.pos, a.rows = in[int32](op, "pos", q.Pos, n), in[int32](op, "rows", q.Rows, n)
+	a.pos, a.live, a.rows = in[int32](op, "pos", q.Pos, n), in[int32](op, "live", q.Live, n), in[int32](op, "rows", q.Rows, n)
 	a.spans, a.u = in[int32](op, "spans", q.Spans, n, 4), in[E](op, "u", q.U, n)
 	tokens := in[int32](op, "tokens", q.Tokens, n)
 	if !ids.None() || !gates.None() {
@@ -36,12 +36,12 @@ func (e *engine[E]) Advance(q kernels.Sequences, ids, gates kernels.Tensor) {
 
 // advancing is the operands of an Advance.
 type advancing[E float] struct {
-	q                              kernels.Sequences
-	length, keys, pos, rows, spans []int32
-	u                              []E
-	chosen                         int // experts of a token, 0 without a table
-	ids, experts                   []int32
-	gates, weights                 []E
+	q                                    kernels.Sequences
+	length, keys, pos, live, rows, spans []int32
+	u                                    []E
+	chosen                               int // experts of a token, 0 without a table
+	ids, experts                         []int32
+	gates, weights                       []E
 }
 
 // run is a sequence that goes on with token t.
@@ -51,7 +51,7 @@ func (a *advancing[E]) run(s, t int) {
 		first = max(0, p+1-w)
 	}
 	from := s * a.q.Room
-	a.pos[s], a.rows[s], a.length[s] = int32(p), int32(from+p), int32(p+1)
+	a.pos[s], a.live[s], a.rows[s], a.length[s] = int32(p), int32(p), int32(from+p), int32(p+1)
 	copy(a.spans[4*s:], []int32{0, 0, int32(from + first), int32(from + p + 1)})
 	a.u[s] = E(kernels.Random(a.keys[2*s], a.keys[2*s+1], 0).Uniform(p))
 	k := a.chosen
@@ -61,7 +61,7 @@ func (a *advancing[E]) run(s, t int) {
 
 // rest is one that does not.
 func (a *advancing[E]) rest(s int) {
-	a.pos[s], a.rows[s], a.u[s] = 0, -1, 0
+	a.pos[s], a.live[s], a.rows[s], a.u[s] = 0, -1, -1, 0
 	clear(a.spans[4*s : 4*s+4])
 	clear(a.experts[a.chosen*s : a.chosen*(s+1)])
 	clear(a.weights[a.chosen*s : a.chosen*(s+1)])

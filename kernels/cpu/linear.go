@@ -5,7 +5,8 @@ import "loratrain/kernels"
 // fewRows is the rows of activations up to which a product with a weight is bound by reading the weight.
 const fewRows = 8
 
-// Linear is y = plus + x·wᵀ + bias. y (T, D_out), x (T, D), w (D_out, D), bias (D_out) or none, plus as y or none.
+// Linear is y = plus + x·wᵀ + bias. y (T, D_out), of type Float or, with neither bias nor plus, Param, x (T, D), w (D_out, D), bias (D_out)
+// or none, plus as y or none.
 func (e *engine[E]) Linear(y, x, w, bias, plus kernels.Tensor) {
 	const op = "Linear"
 	rows, width := matrixShape(op, "x", x)

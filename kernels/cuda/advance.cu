@@ -1,7 +1,7 @@
-// Advance puts each sequence's token behind those before it. With p = length[s], if 0 ≤ p < P: pos[s] = p, rows[s] = s·P + p,
+// Advance puts each sequence's token behind those before it. With p = length[s], if 0 ≤ p < P: pos[s] = live[s] = p, rows[s] = s·P + p,
 // spans[s] = (0, 0, s·P + f, s·P + p+1) with f = max(0, p+1-W), or 0 if W is 0, u[s] = ⌊Random(keys[s, 0], keys[s, 1], 0).At(p)/2⁴⁰⌋/2²⁴,
 // experts[s] = ids[tokens[s]] and weights[s] = gates[tokens[s]], if there is a routing table, and length[s] becomes p+1. A sequence that
-// is stopped or full does no harm: rows[s] is -1, all else is 0, and length[s] stays. ids (V, n) i32, gates (V, n) of type Param.
+// is stopped or full does no harm: rows[s] and live[s] are -1, all else is 0, and length[s] stays. ids (V, n) i32, gates (V, n) of type Param.
 //
 // A thread for each sequence. A token that is no row of the table has experts 0 with weights that are NaN.
 #include "random.cuh"
@@ -10,7 +10,7 @@ struct Advancing {
     const int *tokens;
     int *length;
     const int *keys;
-    int *pos, *rows, *spans;
+    int *pos, *live, *rows, *spans;
     float *u;
     const int *ids;
     const float *gates;
@@ -26,6 +26,7 @@ extern "C" __global__ void advance(Advancing a) {
     bool runs = p >= 0 && p < a.room, row = token >= 0 && token < a.vocabulary;
     int first = a.window > 0 ? max(0, p + 1 - a.window) : 0;
     a.pos[s] = runs ? p : 0;
+    a.live[s] = runs ? p : -1;
     a.rows[s] = runs ? from + p : -1;
     a.spans[4 * s] = a.spans[4 * s + 1] = 0;
     a.spans[4 * s + 2] = runs ? from + first : 0;

@@ -6,10 +6,10 @@ import (
 	"loratrain/kernels"
 )
 
-// Advance puts each sequence's token behind those before it. With p = length[s], if 0 ≤ p < P: pos[s] = p, rows[s] = s·P + p,
+// Advance puts each sequence's token behind those before it. With p = length[s], if 0 ≤ p < P: pos[s] = live[s] = p, rows[s] = s·P + p,
 // spans[s] = (0, 0, s·P + f, s·P + p+1) with f = max(0, p+1-W), or 0 if W is 0, u[s] = ⌊Random(keys[s, 0], keys[s, 1], 0).At(p)/2⁴⁰⌋/2²⁴,
 // experts[s] = ids[tokens[s]] and weights[s] = gates[tokens[s]], if there is a routing table, and length[s] becomes p+1. A sequence that
-// is stopped or full does no harm: rows[s] is -1, all else is 0, and length[s] stays. ids (V, n) i32, gates (V, n) of type Param.
+// is stopped or full does no harm: rows[s] and live[s] are -1, all else is 0, and length[s] stays. ids (V, n) i32, gates (V, n) of type Param.
 func (b *Backend) Advance(q kernels.Sequences, ids, gates kernels.Tensor) {
 	const op = "Advance"
 	n := q.Length.Len()
@@ -25,6 +25,7 @@ func (b *Backend) Advance(q kernels.Sequences, ids, gates kernels.Tensor) {
 		{"length", q.Length, []int{n}},
 		{"keys", q.Keys, []int{n, 2}},
 		{"pos", q.Pos, []int{n}},
+		{"live", q.Live, []int{n}},
 		{"rows", q.Rows, []int{n}},
 		{"spans", q.Spans, []int{n, 4}},
 	} {
@@ -32,7 +33,8 @@ func (b *Backend) Advance(q kernels.Sequences, ids, gates kernels.Tensor) {
 	}
 	need(op, "u", q.U, b.Param(), n)
 	args := advancing{
-		Tokens: at(q.Tokens), Length: at(q.Length), Keys: at(q.Keys), Pos: at(q.Pos), Rows: at(q.Rows), Spans: at(q.Spans), U: at(q.U),
+		Tokens: at(q.Tokens), Length: at(q.Length), Keys: at(q.Keys), Pos: at(q.Pos), Live: at(q.Live), Rows: at(q.Rows),
+		Spans: at(q.Spans), U: at(q.U),
 		N: int32(n), Room: int32(q.Room), Window: int32(min(q.Window, q.Room)),
 	}
 	if !ids.None() || !gates.None() {
@@ -51,6 +53,6 @@ func (b *Backend) Advance(q kernels.Sequences, ids, gates kernels.Tensor) {
 
 // advancing is the struct Advancing of advance.cu.
 type advancing struct {
-	Tokens, Length, Keys, Pos, Rows, Spans, U, IDs, Gates, Experts, Weights Address
-	N, Room, Window, Vocabulary, Chosen, _                                  int32
+	Tokens, Length, Keys, Pos, Live, Rows, Spans, U, IDs, Gates, Experts, Weights Address
+	N, Room, Window, Vocabulary, Chosen, _                                        int32
 }

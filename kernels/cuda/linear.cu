@@ -1,4 +1,5 @@
-// Linear is y = plus + x·wᵀ + bias. y (T, D_out), x (T, D), w (D_out, D), bias (D_out) or none, plus as y or none.
+// Linear is y = plus + x·wᵀ + bias. y (T, D_out), of type Float or, with neither bias nor plus, Param, x (T, D), w (D_out, D), bias (D_out)
+// or none, plus as y or none.
 //
 // Here y = plus + bias in every row, to which the product is added in float32.
 #include "common.cuh"

@@ -2,17 +2,23 @@ package cuda
 
 import "loratrain/kernels"
 
-// Linear is y = plus + x·wᵀ + bias. y (T, D_out), x (T, D), w (D_out, D), bias (D_out) or none, plus as y or none.
+// Linear is y = plus + x·wᵀ + bias. y (T, D_out), of type Float or, with neither bias nor plus, Param, x (T, D), w (D_out, D), bias (D_out)
+// or none, plus as y or none.
 func (b *Backend) Linear(y, x, w, bias, plus kernels.Tensor) {
 	const op = "Linear"
-	b.checkLinear(op, y, x, w, bias, plus)
+	typ := b.float
+	if y.Type == b.Param() && bias.None() && plus.None() {
+		typ = b.Param()
+	}
+	b.checkLinear(op, typ, y, x, w, bias, plus)
 	b.timesTransposed(y, x, w, b.start(y, bias, plus), 0)
 }
 
-func (b *Backend) checkLinear(op string, y, x, w, bias, plus kernels.Tensor) {
+// checkLinear checks operands whose result is of a type.
+func (b *Backend) checkLinear(op string, typ kernels.Type, y, x, w, bias, plus kernels.Tensor) {
 	rows, width := matrixShape(op, "x", x)
 	out, _ := matrixShape(op, "w", w)
-	need(op, "y", y, b.float, rows, out)
+	need(op, "y", y, typ, rows, out)
 	need(op, "x", x, b.float, rows, width)
 	needWeight(op, "w", w, out, width)
 	if !bias.None() {

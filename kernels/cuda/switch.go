@@ -85,7 +85,7 @@ func (s bank) rowsOf(from, n int) bank {
 // or none.
 func (b *Backend) SwitchLinear(y, u, x, z, w, bias, plus kernels.Tensor, sw kernels.Switch) {
 	const op = "SwitchLinear"
-	b.checkLinear(op, y, x, w, bias, plus)
+	b.checkLinear(op, b.float, y, x, w, bias, plus)
 	rows, width, out := x.Shape[0], x.Shape[1], w.Shape[0]
 	columns, _ := matrixShape(op, "B", sw.B)
 	s := b.bankOf(op, sw, rows, columns)

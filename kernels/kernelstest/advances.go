@@ -74,7 +74,7 @@ func testAdvanceSteps(t *testing.T, b kernels.Backend) {
 type advance struct {
 	c                                     *call
 	in                                    advancing
-	tokens, length, keys, pos, rows       *operand
+	tokens, length, keys, pos, live, rows *operand
 	spans, u, experts, weights, ids, gate *operand
 }
 
@@ -96,7 +96,8 @@ func newAdvance(c *call, length []int32, room, window, vocabulary, chosen int) *
 		wide[i] = float64(l)
 	}
 	a.length = c.operand("length", adds, kernels.I32, wide, -8888, n)
-	a.pos, a.rows, a.spans = c.out("pos", kernels.I32, n), c.out("rows", kernels.I32, n), c.out("spans", kernels.I32, n, 4)
+	a.pos, a.live, a.rows = c.out("pos", kernels.I32, n), c.out("live", kernels.I32, n), c.out("rows", kernels.I32, n)
+	a.spans = c.out("spans", kernels.I32, n, 4)
 	a.u = c.out("u", param, n)
 	if chosen > 0 {
 		a.ids = c.ids("ids", a.in.ids, vocabulary, chosen)
@@ -110,7 +111,7 @@ func newAdvance(c *call, length []int32, room, window, vocabulary, chosen int) *
 func (a *advance) op() {
 	a.c.b.Advance(kernels.Sequences{
 		Tokens: a.tokens.tensor(), Length: a.length.tensor(), Keys: a.keys.tensor(), Room: a.in.room, Window: a.in.window,
-		Pos: a.pos.tensor(), Rows: a.rows.tensor(), Spans: a.spans.tensor(), U: a.u.tensor(),
+		Pos: a.pos.tensor(), Live: a.live.tensor(), Rows: a.rows.tensor(), Spans: a.spans.tensor(), U: a.u.tensor(),
 		Experts: a.experts.tensor(), Weights: a.weights.tensor(),
 	}, a.ids.tensor(), a.gate.tensor())
 }
@@ -120,6 +121,7 @@ func (a *advance) check() {
 	want := a.in.advance()
 	a.c.wantIDs(a.length, want.length...)
 	a.c.wantIDs(a.pos, want.pos...)
+	a.c.wantIDs(a.live, want.live...)
 	a.c.wantIDs(a.rows, want.rows...)
 	a.c.wantIDs(a.spans, want.spans...)
 	a.same(a.u, want.u)

@@ -25,6 +25,7 @@ type flaw struct {
 var only = map[string]kernels.Type{
 	"Linear multiplies in float32": kernels.F64,
 	"Linear multiplies in tf32":    kernels.F32,
+	"Linear rounds Param to Float": kernels.BF16,
 	"Route rounds its weight":      kernels.BF16,
 
 	"SwitchLinear wants A in Param":    kernels.BF16,

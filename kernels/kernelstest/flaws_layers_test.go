@@ -17,6 +17,7 @@ var layerFlaws = []flaw{
 	{"Linear ignores the bias", "Linear", `y\[`, func(n naive) kernels.Backend { return noBias{n} }},
 	{"Linear multiplies in float32", "Linear", `y\[`, func(n naive) kernels.Backend { return coarse{n, 24} }},
 	{"Linear multiplies in tf32", "Linear", `y\[`, func(n naive) kernels.Backend { return coarse{n, 11} }},
+	{"Linear rounds Param to Float", "Linear", `in_Param(?s:.*)y\[`, func(n naive) kernels.Backend { return roundsParam{n} }},
 	{"Linear takes any shape", "Linear", `no panic though bias is`, func(n naive) kernels.Backend { return noBias{n} }},
 	{"SwitchLinear takes x for z", "SwitchLinear", `dropout(?s:.*)u\[`, func(n naive) kernels.Backend { return xForZ{n} }},
 	{"SwitchLinear wants A in Param", "SwitchLinear", `adapter_of_bf16(?s:.*)panic: operands`, func(n naive) kernels.Backend { return paramOnly{n} }},
@@ -99,6 +100,17 @@ func firstRows(t kernels.Tensor, rows int) kernels.Tensor {
 		return t
 	}
 	return t.View(0, rows, t.Shape[1])
+}
+
+type roundsParam struct{ naive }
+
+func (b roundsParam) Linear(y, x, w, bias, plus kernels.Tensor) {
+	b.naive.Linear(y, x, w, bias, plus)
+	values := decode(y)
+	for i, v := range decode(encode(values, b.float)) {
+		values[i] = v
+	}
+	edit(y, func(i int, _ float64) float64 { return values[i] })
 }
 
 type noBias struct{ naive }

@@ -40,6 +40,7 @@ var otherFlaws = []flaw{
 	{"Advance goes on behind the end", "Advance", `full`, func(n naive) kernels.Backend { return roomForMore{n} }},
 	{"Advance forgets the window", "Advance", `out_of_the_window(?s:.*)spans\[`, func(n naive) kernels.Backend { return noWindow{n} }},
 	{"Advance sees one position less", "Advance", `window_of_one|within_the_window(?s:.*)spans\[`, func(n naive) kernels.Backend { return nearWindow{n} }},
+	{"Advance takes what is stopped for live", "Advance", `live\[`, func(n naive) kernels.Backend { return livesOn{n} }},
 	{"Advance leaves the length", "Advance", `length\[`, func(n naive) kernels.Backend { return leavesLength{n} }},
 	{"Advance takes the first key for all", "Advance", `u is`, func(n naive) kernels.Backend { return firstKey{n} }},
 	{"Advance leaves weights of what is stopped", "Advance", `weights is`, func(n naive) kernels.Backend { return leavesWeights{n} }},
@@ -306,6 +307,14 @@ type roomForMore struct{ naive }
 func (b roomForMore) Advance(q kernels.Sequences, ids, gates kernels.Tensor) {
 	edit(q.Length, func(_ int, v float64) float64 { return min(v, float64(q.Room-1)) })
 	b.naive.Advance(q, ids, gates)
+}
+
+type livesOn struct{ naive }
+
+func (b livesOn) Advance(q kernels.Sequences, ids, gates kernels.Tensor) {
+	b.naive.Advance(q, ids, gates)
+	pos := decode(q.Pos)
+	edit(q.Live, func(i int, _ float64) float64 { return pos[i] })
 }
 
 type noWindow struct{ naive }

@@ -215,6 +215,15 @@ func testLinear(t *testing.T, b kernels.Backend) {
 			c.run(func() { b.Linear(y.tensor(), x.tensor(), w.tensor(), bias.tensor(), plus.tensor()) })
 			c.want(y, linear(x.matrix(), w.matrix(), bias.matrix(), plus.matrix()))
 		})
+		if n.bias || n.plus.spread != nil || b.Param() == b.Float() {
+			continue
+		}
+		t.Run(n.name+" in Param", func(t *testing.T) {
+			c := newCall(t, b)
+			x, w, y := n.activations(c, "x", n.width), n.weight(c), c.out("y", b.Param(), n.tokens, n.out)
+			c.run(func() { b.Linear(y.tensor(), x.tensor(), w.tensor(), kernels.Tensor{}, kernels.Tensor{}) })
+			c.want(y, linear(x.matrix(), w.matrix(), matrix{}, matrix{}))
+		})
 	}
 	t.Run("contradictions", func(t *testing.T) {
 		c := newCall(t, b)

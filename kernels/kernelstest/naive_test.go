@@ -134,7 +134,11 @@ func (n naive) addend(plus, result kernels.Tensor) matrix {
 func (n naive) Linear(y, x, w, bias, plus kernels.Tensor) {
 	xs, ws, bs := n.acts(x), weights(w), weights(bias)
 	must(xs.cols == ws.cols && (bs.none() || bs.cols == ws.rows))
-	store(y, n.float, linear(xs, ws, bs, n.addend(plus, y)))
+	typ := n.float
+	if y.Type == n.param && bias.None() && plus.None() {
+		typ = n.param
+	}
+	store(y, typ, linear(xs, ws, bs, n.addend(plus, y)))
 }
 
 func (n naive) LinearGrad(dx, dy, w, plus kernels.Tensor) {
@@ -377,6 +381,7 @@ func (n naive) Advance(q kernels.Sequences, ids, gates kernels.Tensor) {
 	}
 	w := a.advance()
 	copy(ints(q.Pos, count), w.pos)
+	copy(ints(q.Live, count), w.live)
 	copy(ints(q.Rows, count), w.rows)
 	copy(ints(q.Spans, 4*count), w.spans)
 	store(q.U, n.param, w.u)

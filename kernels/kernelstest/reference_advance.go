@@ -17,15 +17,15 @@ type advancing struct {
 
 // advanced is its results.
 type advanced struct {
-	length, pos, rows, spans, experts []int32
-	u, weights                        matrix
+	length, pos, live, rows, spans, experts []int32
+	u, weights                              matrix
 }
 
 func (a advancing) advance() advanced {
 	n := len(a.tokens)
 	w := advanced{
-		length: slices.Clone(a.length), pos: make([]int32, n), rows: slices.Repeat([]int32{-1}, n), spans: make([]int32, 4*n),
-		experts: make([]int32, n*a.chosen), u: matrix{1, n, make([]number, n)}, weights: matrix{n, a.chosen, make([]number, n*a.chosen)},
+		length: slices.Clone(a.length), pos: make([]int32, n), live: slices.Repeat([]int32{-1}, n), rows: slices.Repeat([]int32{-1}, n),
+		spans: make([]int32, 4*n), experts: make([]int32, n*a.chosen), u: matrix{1, n, make([]number, n)}, weights: matrix{n, a.chosen, make([]number, n*a.chosen)},
 	}
 	for s, length := range a.length {
 		p := int(length)
@@ -33,7 +33,7 @@ func (a advancing) advance() advanced {
 			continue
 		}
 		w.length[s]++
-		w.pos[s], w.rows[s] = length, int32(s*a.room+p)
+		w.pos[s], w.live[s], w.rows[s] = length, length, int32(s*a.room+p)
 		first := s * a.room
 		if a.window > 0 && p >= a.window {
 			first += p - a.window + 1
