@@ -140,32 +140,6 @@ func (h *hopper) attentions() map[string]cuda.Launch {
 	return h.launched
 }
 
-// merges runs merges of each depth that there is a kernel for.
-func (h *hopper) merges(t *testing.T) map[string]cuda.Launch {
-	h.launched = map[string]cuda.Launch{}
-	b, err := cuda.On(h, cuda.Options{})
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	const out, width, n = 5, 72, 2
-	array := func(shape ...int) kernels.Tensor {
-		return place(h.t, b, kernels.BF16, make([]float64, kernels.Len(shape...)), shape...)
-	}
-	ids, weights := place(h.t, b, kernels.I32, make([]float64, n), n), place(h.t, b, kernels.F32, make([]float64, n), n)
-	for _, rank := range []int{8, 16, 32, 64} {
-		m, err := b.PrepareMerge([]kernels.Merge{{Dst: array(out, width), Src: array(out, width), A: array(n, rank, width), B: array(n, rank, out)}})
-		if err != nil {
-			h.t.Fatal(err)
-		}
-		for _, v := range []string{"bulk", "bulk_read", "bulk_both"} { // until they have been measured
-			t.Setenv("LORA_MERGE", v)
-			b.Merge(m, ids, weights, kernels.Tensor{}, 1)
-		}
-		m.Close()
-	}
-	return h.launched
-}
-
 // TestHopper wants each kernel for Hopper to be launched in some case as it can be; what they compute is tested on a GPU.
 func TestHopper(t *testing.T) {
 	h := &hopper{Device: emulator.ForTest(t, emulator.Options{}), t: t, kernels: compiled.Find(9, 0)}
@@ -175,7 +149,7 @@ func TestHopper(t *testing.T) {
 			unused[name] = true
 		}
 	}
-	for _, launched := range []map[string]cuda.Launch{h.products(), h.attentions(), h.merges(t)} {
+	for _, launched := range []map[string]cuda.Launch{h.products(), h.attentions()} {
 		for name := range launched {
 			delete(unused, name)
 		}
