@@ -8,22 +8,8 @@ import (
 	"loratrain/router"
 )
 
-// Execution is how a Decoder's steps run.
-type Execution string
-
-// The ways of running a step: its operations one by one, or as one recording of them.
-const (
-	OneByOne Execution = "one by one"
-	Recorded Execution = "recorded"
-)
-
-// Execution is how the last step ran.
-func (d *Decoder) Execution() Execution {
-	if d.recording != nil {
-		return Recorded
-	}
-	return OneByOne
-}
+// Recorded says whether the last step was queued as one recording of its operations, and not one by one.
+func (d *Decoder) Recorded() bool { return d.recording != nil }
 
 // PutEach is Put for every place at once, which a backend that is asked for many steps ahead need not wait for. What it says of a stopped
 // sequence must be a token, too.

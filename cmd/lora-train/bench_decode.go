@@ -41,8 +41,8 @@ next is a random one, so that each token has other experts. With merged every st
 
 It prints the milliseconds of a step, the median of the rounds with the least and the most; what a step moves at least:
 weights, experts in use, each once, and keys and values; which share of the machine's rate of copying, measured in the same
-run, that comes to; the time as a multiple of the backbone's; and whether the step's operations were queued one by one or
-recorded once and queued as one.`,
+run, that comes to; the time as a multiple of the backbone's; and how the steps ran: one kernel for the whole model, a graph of
+many that was recorded once, or one operation after the other.`,
 		Example: `  lora-train bench decode --shape smollm2-135m
   lora-train bench decode --shape llama2-7b --batch 16 --context 2048 --mode fused
   lora-train bench decode --shape llama2-7b --all --json decode.json --plot decode.svg`,

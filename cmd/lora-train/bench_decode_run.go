@@ -165,7 +165,8 @@ func (m *decodeMeasurement) row(c decodeCase) (decodeRow, error) {
 		return row, err
 	}
 	row.Cache = m.cacheBytes(c)
-	row.finish(spreadOf(times), string(d.Execution()), m.out.Copy)
+	row.runsOf(d)
+	row.finish(spreadOf(times), m.out.Copy)
 	return row, m.b.Sync()
 }
 

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"math"
 	"strings"
+
+	"loratrain/model"
 )
 
 // decodeBench is what --json of bench decode writes.
@@ -29,15 +31,34 @@ type decodeRow struct {
 	LimitMS         float64 `json:"limit_ms"`     // which they take at the rate of copying
 	Share           float64 `json:"share_of_copy_rate"`
 	OfBackbone      float64 `json:"of_backbone,omitempty"` // the time, of a mode with experts
-	Operations      string  `json:"operations"`            // how they are queued: model.Execution
-	Failed          string  `json:"failed,omitempty"`      // why there are no figures
+	RunsAs          string  `json:"runs_as"`
+	InParts         string  `json:"in_parts,omitempty"` // why it is not one kernel
+	Failed          string  `json:"failed,omitempty"`   // why there are no figures
 
 	err error
 }
 
+// How steps run.
+const (
+	oneKernel     = "one kernel"
+	recordedGraph = "recorded graph"
+	oneByOne      = "one by one"
+)
+
+// runsOf notes how a decoder's steps ran.
+func (r *decodeRow) runsOf(d *model.Decoder) {
+	r.RunsAs = oneKernel
+	if why := d.InParts(); why != nil {
+		r.InParts, r.RunsAs = why.Error(), oneByOne
+		if d.Recorded() {
+			r.RunsAs = recordedGraph
+		}
+	}
+}
+
 // finish works out what follows from the times of a step.
-func (r *decodeRow) finish(ms spread, operations string, copyRate float64) {
-	r.MS, r.Operations = ms, operations
+func (r *decodeRow) finish(ms spread, copyRate float64) {
+	r.MS = ms
 	r.TokensPerSecond = 1e3 * float64(r.Batch) / ms.Median
 	r.Bytes = r.Weights + r.ExpertBytes + r.Cache
 	r.LimitMS = 1e3 * r.Bytes / copyRate
@@ -76,8 +97,15 @@ func (o *decodeBench) table() string {
 	line("backend", "%s", o.Backend)
 	line("copy", "%s", copyRate(o.Copy))
 	line("measured", "%s of %s", plural(o.Rounds, "round"), plural(o.Steps, "step"))
+	told := map[string]bool{"": true}
+	for _, r := range o.Rows {
+		if !told[r.InParts] && r.RunsAs == recordedGraph { // where there could be a kernel
+			line("graphs", "%s", r.InParts)
+		}
+		told[r.InParts] = true
+	}
 	rows := [][]string{{
-		"mode", "\texperts", "\tbatch", "\tcontext", "\tms/step", "\tleast", "\tmost", "\ttokens/s", "\tGB/step", "\tof copy", "\tof backbone", "operations",
+		"mode", "\texperts", "\tbatch", "\tcontext", "\tms/step", "\tleast", "\tmost", "\ttokens/s", "\tGB/step", "\tof copy", "\tof backbone", "runs as",
 	}}
 	for _, r := range o.Rows {
 		cells := []string{r.Mode, "", fmt.Sprintf("\t%d", r.Batch), "\t" + count(r.Context)}
@@ -94,7 +122,7 @@ func (o *decodeBench) table() string {
 		}
 		rows = append(rows, append(cells,
 			fmt.Sprintf("\t%.3f", r.MS.Median), fmt.Sprintf("\t%.3f", r.MS.Min), fmt.Sprintf("\t%.3f", r.MS.Max),
-			"\t"+count(int(math.Round(r.TokensPerSecond))), fmt.Sprintf("\t%.4g", r.Bytes/1e9), fmt.Sprintf("\t%.1f %%", 100*r.Share), ratio, r.Operations))
+			"\t"+count(int(math.Round(r.TokensPerSecond))), fmt.Sprintf("\t%.4g", r.Bytes/1e9), fmt.Sprintf("\t%.1f %%", 100*r.Share), ratio, r.RunsAs))
 	}
 	fmt.Fprintln(&text)
 	printTable(&text, rows)

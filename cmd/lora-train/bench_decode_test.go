@@ -68,7 +68,7 @@ func TestBenchDecode(t *testing.T) {
 	}
 	for i, w := range want {
 		row := r.Rows[i]
-		if row.decodeCase != w.decodeCase || row.Failed != "" || row.Operations != "one by one" {
+		if row.decodeCase != w.decodeCase || row.Failed != "" || row.RunsAs != oneByOne || row.InParts == "" {
 			t.Errorf("row %d: %+v, want %v", i, row, w)
 		}
 		near(w.Mode+" weights", row.Weights, w.weights)
@@ -124,12 +124,50 @@ func TestBenchDecodeOfDevice(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, row := range r.Rows {
-		if row.Operations != "recorded" {
-			t.Errorf("%s ran %s", row.Mode, row.Operations)
+		if row.RunsAs != recordedGraph || row.InParts == "" { // the emulator has no kernels for Hopper
+			t.Errorf("%s runs as %s, in parts because %q", row.Mode, row.RunsAs, row.InParts)
 		}
 	}
 	if len(r.Rows) != 4 {
 		t.Errorf("%+v", r.Rows)
+	}
+}
+
+// wholes is a backend that runs a step as one operation.
+type wholes struct {
+	kernels.Backend
+	kernels.Stepper
+}
+
+// again is a recording of a backend that cannot record.
+type again func()
+
+func (r again) Run() { r() }
+func (again) Close() {}
+
+func (wholes) Capture(f func()) (kernels.Recording, error) { return again(f), nil }
+
+// TestBenchDecodeOneKernel says so, and names nothing that is in parts.
+func TestBenchDecodeOneKernel(t *testing.T) {
+	b, err := cpu.New(cpu.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	was := openCUDA
+	defer func() { openCUDA = was }()
+	openCUDA = func(int, bool) (kernels.Backend, error) { return wholes{b, b.(kernels.Stepper)}, nil }
+	r, err := benchDecode(t, "--backend", "cuda", "--context", "3", "-q")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range r.Rows {
+		want := oneKernel
+		if row.Mode == string(model.Layerwise) {
+			want = recordedGraph
+		}
+		if row.RunsAs != want || (row.InParts == "") != (want == oneKernel) {
+			t.Errorf("%s runs as %s, in parts because %q", row.Mode, row.RunsAs, row.InParts)
+		}
 	}
 }
 
@@ -235,7 +273,11 @@ func TestDecodeTable(t *testing.T) {
 	o := decodeBench{Backend: "a card", Model: "m", Adapter: "runs/x", Copy: 3e12, Rounds: 5, Steps: 1}
 	row := func(c decodeCase, ms, ratio float64) decodeRow {
 		r := decodeRow{decodeCase: c, Weights: 1.2e10, Cache: 1e9, OfBackbone: ratio}
-		r.finish(spread{ms, ms - 0.5, ms + 0.5}, "recorded", o.Copy)
+		r.finish(spread{ms, ms - 0.5, ms + 0.5}, o.Copy)
+		r.RunsAs, r.InParts = recordedGraph, "heads of 7"
+		if ratio == 0 {
+			r.RunsAs, r.InParts = oneKernel, ""
+		}
 		return r
 	}
 	one := decodeCase{Mode: backbone, Batch: 2, Context: 2048}
@@ -245,10 +287,11 @@ adapter   runs/x
 backend   a card
 copy      3,000 GB/s read and written
 measured  5 rounds of 1 step
+graphs    heads of 7
 
-  mode       experts  batch  context  ms/step  least   most  tokens/s  GB/step  of copy  of backbone  operations
-  backbone                2    2,048    5.000  4.500  5.500       400       13   86.7 %               recorded
-  fused       64 x 8      2    2,048    6.000  5.500  6.500       333       13   72.2 %        1.200  recorded
+  mode       experts  batch  context  ms/step  least   most  tokens/s  GB/step  of copy  of backbone  runs as
+  backbone                2    2,048    5.000  4.500  5.500       400       13   86.7 %               one kernel
+  fused       64 x 8      2    2,048    6.000  5.500  6.500       333       13   72.2 %        1.200  recorded graph
   layerwise    4 x 8      2    2,048        -
 `
 	if got := o.table(); got != want {
