@@ -60,7 +60,13 @@ func adaptedOn(t testing.TB, path string, b kernels.Backend, spec AdapterSpec, r
 	if err != nil {
 		t.Fatal(err)
 	}
-	bank := NewBank(base.Arch, spec)
+	return bankOf(t, base, placed, spec, rounded, 0.3)
+}
+
+// bankOf is that for a model that is placed, with B of a size.
+func bankOf(t testing.TB, base *Base, placed *Placed, spec AdapterSpec, rounded bool, size float64) Adapted {
+	t.Helper()
+	b, bank := placed.Backend, NewBank(base.Arch, spec)
 	params := kernels.NewHost(b.Param(), bank.Size())
 	bank.Init(params, 7)
 	r := rand.New(rand.NewPCG(3, 4))
@@ -73,7 +79,7 @@ func adaptedOn(t testing.TB, path string, b kernels.Backend, spec AdapterSpec, r
 			case strings.HasSuffix(p.Name, ".router"):
 				x = float32(r.NormFloat64())
 			case strings.HasSuffix(p.Name, ".B"):
-				x = float32(r.NormFloat64() * 0.3)
+				x = float32(r.NormFloat64() * size)
 			}
 			if rounded && !strings.HasSuffix(p.Name, ".router") {
 				x = kernels.ToBFloat16(x).Float32()
@@ -81,7 +87,8 @@ func adaptedOn(t testing.TB, path string, b kernels.Backend, spec AdapterSpec, r
 			set(i, float64(x))
 		}
 	}
-	if params, err = b.Place(params); err != nil {
+	params, err := b.Place(params)
+	if err != nil {
 		t.Fatal(err)
 	}
 	return Adapted{Base: base, Placed: placed, Bank: bank, Params: params}
