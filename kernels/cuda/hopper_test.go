@@ -155,7 +155,7 @@ func (h *hopper) steps() map[string]cuda.Launch {
 		return place(h.t, b, typ, make([]float64, kernels.Len(shape...)), shape...)
 	}
 	for _, dim := range []int{64, 128} {
-		for _, group := range []int{1, 3} {
+		for _, group := range []int{1, 3, 8} {
 			for _, sequences := range []int{1, 16, 17} {
 				heads := kernels.Heads{Query: group, KV: 1, Dim: dim}
 				m := kernels.StepModel{

@@ -24,7 +24,7 @@ const (
 // streamTiles are the eights of sequences, and streamGroups the query heads to a key-value head, that kernels are made for.
 var (
 	streamTiles  = []int{1, 2, 8}
-	streamGroups = []int{1, 8}
+	streamGroups = []int{1, 4, 8}
 )
 
 // streamLayer is StreamLayer of stream.cuh.

@@ -83,33 +83,33 @@ template <int TILES, int DIM, int GROUP> struct Stream {
 
     __device__ void copy_runs(const TensorMap *maps, const StreamPart &part) {
         int ranks = step.active * m.rank;
+#pragma unroll 1
         for (int i = 0; i < part.runs; i++) {
             const StreamRun &r = runs[part.first_run + i];
-            if (r.kind == stream_down) {
-                if (16 * r.row >= ranks) continue;
-                for (int j = 0; j < r.count; j += stream_warps) {
-                    int from = r.column + 64 * j, n = min(stream_warps, r.count - j);
-                    unsigned char *to = room(n * 2048);
-                    for (int w = 0; w < n; w++)
-                        for (int h = 0; h < 2; h++)
-                            copy_box(to + 2048 * w + 1024 * h, maps + stream_targets + r.target, from + 64 * w, expert_row(2 * r.row + h), full + stage);
-                    next();
-                }
-                continue;
-            }
-            for (int j = 0; j < r.count; j++) {
-                unsigned char *to = room(stream_stage);
-                copy_box_once(to, maps + r.target, r.column + 64 * j, r.row, full + stage);
+            bool down = r.kind == stream_down;
+            if (down && 16 * r.row >= ranks) continue;
+#pragma unroll 1
+            for (int j = 0; j < r.count; j += down ? stream_warps : 1) {
+                int from = r.column + 64 * j, n = down ? min(stream_warps, r.count - j) : 8;
+                unsigned char *to = room(n * 2048);
+                if (!down) copy_box_once(to, maps + r.target, from, r.row, full + stage);
+#pragma unroll 1
+                for (int e = 0; down && e < 2 * n; e++)
+                    copy_box(to + 1024 * e, maps + stream_targets + r.target, from + e / 2 * 64, expert_row(2 * r.row + e % 2), full + stage);
                 next();
             }
             if (r.kind != stream_weights_and_up) continue;
+            // A box that lies wholly outside of its matrix never comes.
             int eights = ranks / 8, halves = r.row + 64 < m.target[r.target].rows ? 2 : 1;
+#pragma unroll 1
             for (int k = 0; k < eights; k += 8) {
                 int n = min(8, (eights - k + 1) / 2 * 2);
                 unsigned char *to = room(n * halves * 1024);
-                for (int j = 0; j < n; j++)
-                    for (int h = 0; h < halves; h++)
-                        copy_box(to + 2048 * j + 1024 * h, maps + 2 * stream_targets + r.target, r.row + 64 * h, expert_row(k + j), full + stage);
+#pragma unroll 1
+                for (int e = 0; e < n * halves; e++) {
+                    int j = e / halves, h = e % halves;
+                    copy_box(to + 2048 * j + 1024 * h, maps + 2 * stream_targets + r.target, r.row + 64 * h, expert_row(k + j), full + stage);
+                }
                 next();
             }
         }
@@ -133,30 +133,24 @@ template <int TILES, int DIM, int GROUP> struct Stream {
         });
     }
 
-    // Brings the maps of targets near, of which the first use would wait for them.
-    __device__ void expect(const TensorMap *maps, int first, int end) const {
-        for (int t = first; t < end; t++)
+    // Brings the maps of a phase near, of which the first use would wait for them.
+    __device__ void expect(const TensorMap *maps, int phase) const {
+        constexpr int first[] = {stream_q_proj, stream_o_proj, stream_gate_proj, stream_down_proj, stream_targets, stream_targets + 1};
+#pragma unroll 1
+        for (int t = first[phase]; t < first[phase + 1]; t++)
             for (int i = 0; i < (m.adapted >> t & 1 ? 3 : 1); i++) prefetch_map(maps + i * stream_targets + t);
     }
     __device__ void copy() {
-        expect(m.maps, stream_q_proj, stream_o_proj);
-        for (int l = 0; l < m.layers; l++) {
-            const TensorMap *maps = m.maps + l * stream_maps;
-            prefetch_map(maps + 3 * stream_targets), prefetch_map(maps + 3 * stream_targets + 1);
-            expect(maps, stream_o_proj, stream_gate_proj);
-            copy_runs(maps, step.part[into_attention]);
-            copy_keys(maps);
-            expect(maps, stream_gate_proj, stream_down_proj);
-            copy_runs(maps, step.part[out_of_attention]);
-            expect(maps, stream_down_proj, stream_targets);
-            copy_runs(maps, step.part[into_mlp]);
-            if (l + 1 < m.layers)
-                expect(maps + stream_maps, stream_q_proj, stream_o_proj);
-            else
-                prefetch_map(maps + stream_maps + stream_targets);
-            copy_runs(maps, step.part[out_of_mlp]);
+        expect(m.maps, into_attention);
+#pragma unroll 1
+        for (int i = 0; i <= 4 * m.layers; i++) {
+            const TensorMap *maps = m.maps + i / 4 * stream_maps;
+            int phase = i == 4 * m.layers ? into_logits : i % 4;
+            if (i < 4 * m.layers) expect(m.maps + (i + 1) / 4 * stream_maps, i + 1 == 4 * m.layers ? into_logits : (i + 1) % 4);
+            if (phase == into_attention) prefetch_map(maps + 3 * stream_targets), prefetch_map(maps + 3 * stream_targets + 1);
+            copy_runs(maps, step.part[phase]);
+            if (phase == into_attention) copy_keys(maps);
         }
-        copy_runs(m.maps + m.layers * stream_maps, step.part[into_logits]);
     }
 
     // ---- Attention's work: a sequence, a key-value head and some blocks of 64 keys.
@@ -214,39 +208,36 @@ template <int TILES, int DIM, int GROUP> struct Stream {
         int stride = part.columns + 8, ranks = step.active * m.rank;
         unsigned ready = 0; // the targets whose hidden numbers are in `gated`
         float d[TILES][4] = {};
+#pragma unroll 1
         for (int i = 0; i < part.runs; i++) {
             const StreamRun &r = runs[part.first_run + i];
             const StreamTarget &t = m.target[r.target];
-            if (r.kind == stream_down) {
-                if (16 * r.row >= ranks) continue;
-                for (int j = 0; j < r.count; j += stream_warps) {
-                    barrier_wait(full + stage, parity);
-                    if (j + warp < r.count) multiply(d, ring + stage * stream_stage + warp * 2048, x, stride, r.column - part.first_column + 64 * (j + warp));
-                    release();
-                }
-                if (m.local) {
-                    keep_hidden(d, 16 * r.row);
-                    if (16 * r.row + 16 >= ranks) gate_local(t.place), ready |= 1 << r.target;
-                } else {
-                    add(d, sums + t.hidden_at, 16 * r.row, ranks, m.most_ranks);
-                }
-                continue;
-            }
-            for (int j = 0; j < r.count; j++) {
+            bool down = r.kind == stream_down;
+            if (down && 16 * r.row >= ranks) continue;
+#pragma unroll 1
+            for (int j = 0; j < r.count; j += down ? stream_warps : 1) {
+                int column = down ? j + warp : j; // of A each warp has its own
                 barrier_wait(full + stage, parity);
-                multiply(d, ring + stage * stream_stage + warp * 2048, x, stride, r.column - part.first_column + 64 * j);
+                if (column < r.count) multiply(d, ring + stage * stream_stage + warp * 2048, x, stride, r.column - part.first_column + 64 * column);
                 release();
+            }
+            if (down && m.local) {
+                keep_hidden(d, 16 * r.row);
+                if (16 * r.row + 16 >= ranks) gate_local(t.place), ready |= 1 << r.target;
+                continue;
             }
             if (r.kind == stream_weights_and_up) {
                 if (!(ready >> r.target & 1)) gate(t, sums, (ranks + 15) / 16);
                 ready |= 1 << r.target;
+#pragma unroll 1
                 for (int k = 0; k < ranks; k += 64) {
                     barrier_wait(full + stage, parity);
                     multiply_up(d, ring + stage * stream_stage, gated_of(t.place), k, min(4, (ranks - k + 15) / 16));
                     release();
                 }
             }
-            add(d, sums + t.sums_at, r.row + 16 * warp, t.rows, t.stride);
+            int row = down ? 16 * r.row : r.row + 16 * warp;
+            add(d, sums + (down ? t.hidden_at : t.sums_at), row, down ? ranks : t.rows, down ? m.most_ranks : t.stride);
         }
     }
     __device__ void release() {
@@ -264,6 +255,7 @@ template <int TILES, int DIM, int GROUP> struct Stream {
         if (s >= step.top || step.pos[s] < 0) return 0;
         int e = step.expert[row / m.rank];
         float g = 0;
+#pragma unroll 1
         for (int j = 0; j < m.chosen; j++)
             if (step.ids[s * m.chosen + j] == e) g += step.weights[s * m.chosen + j];
         return m.scale * g;
@@ -272,6 +264,7 @@ template <int TILES, int DIM, int GROUP> struct Stream {
     __device__ void gate(const StreamTarget &t, const long long *sums, int groups) {
         bf16 *to = gated_of(t.place);
         int ranks = step.active * m.rank, padded = 16 * groups, stride = m.most_ranks + 8;
+#pragma unroll 1
         for (int i = threadIdx.x; i < padded * columns; i += stream_workers) {
             int k = i % padded, s = i / padded;
             float v = 0;
@@ -301,6 +294,7 @@ template <int TILES, int DIM, int GROUP> struct Stream {
         bf16 *to = gated_of(place);
         int ranks = step.active * m.rank, padded = (ranks + 15) / 16 * 16, stride = m.most_ranks + 8;
         meet();
+#pragma unroll 1
         for (int i = threadIdx.x; i < padded * columns; i += stream_workers) {
             int k = i % padded, s = i / padded;
             // Where a fragment has row k % 16 of column s % 8.
@@ -371,32 +365,54 @@ template <int TILES, int DIM, int GROUP> struct Stream {
         }
     };
 
-    // The residual stream, times the norm's weight: base(s, d) and what a linear layer, if there is one, has added up. Of the columns that this
-    // block keeps, it tells others the stream and the sums of its squares.
-    template <class B>
-    __device__ void fill_stream(const StreamPart &part, int layer, const float *norm, Said *keep, Said *squares, const StreamTarget *t, const long long *sums, const float *bias, B base) {
+    // Where the residual stream is: the embedding, or what was kept of it in a layer, and what a linear layer has added to it since.
+    struct Source {
+        const Said *base; // null: the embedding
+        int layer;
+        const StreamTarget *target; // null: nothing
+        const long long *sums;
+        const float *bias;
+    };
+    __device__ Source source(int phase, int l) const {
+        if (phase == into_mlp) return {l == 0 ? nullptr : m.stream, l, m.target + stream_o_proj, slot(l), step.layer[l & 1].bias[stream_o_proj]};
+        if (l == 0) return {nullptr, 0, nullptr, nullptr, nullptr};
+        return {m.between, l - 1, m.target + stream_down_proj, slot(l - 1), step.layer[(l - 1) & 1].bias[stream_down_proj]};
+    }
+
+    // The residual stream before a phase of layer l, times its norm's weight. Of the columns that this block keeps, it tells others the stream and the
+    // sums of its squares.
+    __device__ void fill_stream(int phase, int l, const StreamPart &part) {
+        Source from = source(phase, l);
+        const float *norm = phase == into_logits ? m.norm : phase == into_mlp ? step.layer[l & 1].post_norm : step.layer[l & 1].input_norm;
+        Said *keep = phase == into_mlp ? m.between : phase == into_attention && l > 0 ? m.stream : nullptr;
+        Said *squares = phase == into_mlp ? m.squares_mlp : phase == into_attention ? m.squares : m.logit_squares;
         int stride = part.columns + 8, kept_from = part.keep_first - part.first_column;
         float square = 0;
         each_pair(
             part,
             [&](int s, int c) {
                 int d = part.first_column + c;
+                long long at = (long long)s * m.width + d;
                 Grown v;
                 v.norm = *(const float2 *)(norm + d), v.bias = make_float2(0, 0);
                 v.adds = 0, v.when = 0, v.sum = make_longlong2(0, 0), v.base = {{0, 0}, {0, 0}};
                 if (step.pos[s] < 0) return v;
-                base(v, s, d);
-                if (t) v.adds = adds(*t, d), v.sum = glance((const longlong2 *)(sums + t->sums_at + (long long)s * m.width + d));
-                if (bias) v.bias = *(const float2 *)(bias + d);
+                if (from.base) {
+                    v.base = glance((const Said2 *)(from.base + at)), v.when = when(from.layer);
+                } else {
+                    unsigned e = *(const unsigned *)(m.embed + (long long)m.tokens[s] * m.width + d);
+                    v.base.a.number = __uint_as_float(e << 16), v.base.b.number = __uint_as_float(e & 0xffff0000u);
+                }
+                if (from.target) v.adds = adds(*from.target, d), v.sum = glance((const longlong2 *)(from.sums + from.target->sums_at + at));
+                if (from.bias) v.bias = *(const float2 *)(from.bias + d);
                 return v;
             },
             [&](int s, int c, const Grown &v) {
-                int d = part.first_column + c;
-                float2 y = make_float2(v.base.a.number, v.base.b.number);
-                if (t) y.x += sum_of(v.sum.x, v.adds), y.y += sum_of(v.sum.y, v.adds);
-                y.x += v.bias.x, y.y += v.bias.y;
+                long long at = (long long)s * m.width + part.first_column + c;
+                float2 y = make_float2(v.base.a.number + v.bias.x, v.base.b.number + v.bias.y);
+                y.x += sum_of(v.sum.x, v.adds), y.y += sum_of(v.sum.y, v.adds);
                 if ((unsigned)(c - kept_from) < (unsigned)part.keep_columns) {
-                    if (keep) say(keep + (long long)s * m.width + d, y.x, when(layer)), say(keep + (long long)s * m.width + d + 1, y.y, when(layer));
+                    if (keep) say(keep + at, y.x, when(l)), say(keep + at + 1, y.y, when(l));
                     square = fmaf(y.x, y.x, fmaf(y.y, y.y, square));
                 }
                 *(unsigned *)(x + s * stride + c) = pack(y.x * v.norm.x, y.y * v.norm.y);
@@ -407,7 +423,7 @@ template <int TILES, int DIM, int GROUP> struct Stream {
                 square = 0;
                 if (lane != 0) return;
                 if (share() == 1)
-                    say(squares + part.keep_slice * stream_sequences + s, sum, when(layer));
+                    say(squares + part.keep_slice * stream_sequences + s, sum, when(l));
                 else
                     step.squares[warp] = sum;
             });
@@ -415,7 +431,7 @@ template <int TILES, int DIM, int GROUP> struct Stream {
         if (part.keep_columns && share() > 1 && (int)threadIdx.x < step.top) {
             float sum = 0;
             for (int w = 0; w < share(); w++) sum += step.squares[threadIdx.x * share() + w];
-            say(squares + part.keep_slice * stream_sequences + threadIdx.x, sum, when(layer));
+            say(squares + part.keep_slice * stream_sequences + threadIdx.x, sum, when(l));
         }
     }
     // The norm's factor of a sequence, for a whole warp, when its squares are there.
@@ -428,27 +444,12 @@ template <int TILES, int DIM, int GROUP> struct Stream {
         return rsqrtf(warp_sum(v.number) / m.width + m.eps);
     }
 
-    __device__ void embedding(Grown &v, int s, int d) const {
-        unsigned e = *(const unsigned *)(m.embed + (long long)m.tokens[s] * m.width + d);
-        v.base.a.number = __uint_as_float(e << 16), v.base.b.number = __uint_as_float(e & 0xffff0000u);
-    }
-    __device__ void kept(Grown &v, const Said *keep, int layer, int s, int d) const {
-        v.base = glance((const Said2 *)(keep + (long long)s * m.width + d)), v.when = when(layer);
-    }
-    // The residual stream behind layer l - 1, into attention or, behind the last layer, into the logits.
-    __device__ void fill_from_mlp(int l, const StreamPart &part, const float *norm, Said *keep, Said *squares) {
-        if (l == 0)
-            fill_stream(part, l, norm, nullptr, squares, nullptr, nullptr, nullptr, [&](Grown &v, int s, int d) { embedding(v, s, d); });
-        else
-            fill_stream(part, l, norm, keep, squares, m.target + stream_down_proj, slot(l - 1), step.layer[(l - 1) & 1].bias[stream_down_proj],
-                        [&](Grown &v, int s, int d) { kept(v, m.between, l - 1, s, d); });
-    }
-
     // ---- The warp that clears.
 
     __device__ void clear(long long *from, int n) const { // n even
         const StreamPart &part = step.part[into_mlp];
         int share = (n / 2 + part.clearers - 1) / part.clearers, end = min(n / 2, share * (part.clear + 1));
+#pragma unroll 1
         for (int i = share * part.clear + lane; i < end; i += 32) ((longlong2 *)from)[i] = make_longlong2(0, 0);
     }
     __device__ void clear_all() const {
@@ -465,48 +466,30 @@ template <int TILES, int DIM, int GROUP> struct Stream {
         }
     }
 
+    // One loop over all phases: the code of a step must stay in the cache for instructions.
     __device__ void multiply_all() {
         fetch_layer(0);
-        meet();
-        for (int l = 0; l < m.layers; l++) {
-            const StreamLayer &layer = step.layer[l & 1];
-            long long *sums = slot(l);
-            if (const StreamPart &part = step.part[into_attention]; part.runs) {
-                fill_from_mlp(l, part, layer.input_norm, m.stream, m.squares);
-                run_all(into_attention, sums);
+#pragma unroll 1
+        for (int i = 0; i <= 4 * m.layers; i++) {
+            int l = i / 4, phase = i == 4 * m.layers ? into_logits : i % 4;
+            const StreamPart &part = step.part[phase];
+            meet(); // x is free
+            if (part.runs) {
+                if (phase == out_of_attention)
+                    fill_attended(l, part);
+                else if (phase == out_of_mlp)
+                    fill_mlp(l, part, step.layer[l & 1], slot(l));
+                else
+                    fill_stream(phase, l, part);
+                meet();
+                if (phase == into_mlp) barrier_wait(cleared, l & 1); // those who see these sums may use what this block has cleared
+                run_all(phase, phase == into_logits ? m.logits : slot(l));
             }
-            attend(l, layer, sums);
-            meet(); // also: nobody uses the layer before any more
+            if (phase != into_attention) continue;
+            attend(l, step.layer[l & 1], slot(l));
+            meet(); // nobody uses the layer before any more
             if (l + 1 < m.layers) fetch_layer(l + 1);
-            if (const StreamPart &part = step.part[out_of_attention]; part.runs) {
-                fill_attended(l, part);
-                meet();
-                run_all(out_of_attention, sums);
-            }
-            if (const StreamPart &part = step.part[into_mlp]; part.runs) {
-                meet();
-                fill_stream(part, l, layer.post_norm, m.between, m.squares_mlp, m.target + stream_o_proj, sums, layer.bias[stream_o_proj],
-                            [&](Grown &v, int s, int d) {
-                                if (l == 0)
-                                    embedding(v, s, d);
-                                else
-                                    kept(v, m.stream, l, s, d);
-                            });
-                barrier_wait(cleared, l & 1); // those who see these sums may use what this block has cleared
-                run_all(into_mlp, sums);
-            }
-            if (const StreamPart &part = step.part[out_of_mlp]; part.runs) {
-                meet();
-                fill_mlp(l, part, layer, sums);
-                meet();
-                run_all(out_of_mlp, sums);
-            }
-            meet();
         }
-        const StreamPart &part = step.part[into_logits];
-        if (!part.runs) return;
-        fill_from_mlp(m.layers, part, m.norm, nullptr, m.logit_squares);
-        run_all(into_logits, m.logits);
     }
     __device__ void fetch_layer(int l) const {
         for (int i = threadIdx.x; i < (int)sizeof(StreamLayer) / 8; i += stream_workers) ((long long *)&step.layer[l & 1])[i] = ((const long long *)(m.layer + l))[i];
@@ -630,7 +613,6 @@ template <int TILES, int DIM, int GROUP> struct Stream {
     }
 
     __device__ void attend(int l, const StreamLayer &layer, const long long *sums) {
-        const StreamTarget &tq = m.target[stream_q_proj], &tk = m.target[stream_k_proj], &tv = m.target[stream_v_proj];
         int group = group_size();
         // x is not needed now.
         float *q = (float *)x, *fresh = q + group * DIM, *scales = fresh + 2 * DIM, *outs = scales + 2 * stream_warps * group;
@@ -641,16 +623,11 @@ template <int TILES, int DIM, int GROUP> struct Stream {
             float rstd = rstd_of(m.squares, l, s);
             for (int i = warp; i < group + (last ? 2 : 0); i += stream_warps) {
                 float v[DIM / 32];
-                if (i < group) {
-                    int at = (head * group + i) * DIM;
-                    head_of(v, sums + tq.sums_at + (long long)s * tq.stride + at, added + tq.panel + at / 128, rstd, layer.bias[stream_q_proj] ? layer.bias[stream_q_proj] + at : nullptr,
-                            layer.q_norm, rope);
-                } else {
-                    const StreamTarget &t = i == group ? tk : tv;
-                    const float *bias = layer.bias[i == group ? stream_k_proj : stream_v_proj];
-                    head_of(v, sums + t.sums_at + (long long)s * t.stride + head * DIM, added + t.panel + head * DIM / 128, rstd, bias ? bias + head * DIM : nullptr,
-                            i == group ? layer.k_norm : nullptr, i == group ? rope : nullptr);
-                }
+                int target = i < group ? stream_q_proj : i == group ? stream_k_proj : stream_v_proj, at = (i < group ? head * group + i : head) * DIM;
+                const StreamTarget &t = m.target[target];
+                head_of(v, sums + t.sums_at + (long long)s * t.stride + at, added + t.panel + at / 128, rstd,
+                        layer.bias[target] ? layer.bias[target] + at : nullptr, i < group ? layer.q_norm : i == group ? layer.k_norm : nullptr,
+                        i <= group ? rope : nullptr);
                 bf16 *row = (i == group ? layer.keys : layer.values) + ((long long)s * m.positions + pos) * m.kv_heads * DIM + head * DIM;
 #pragma unroll
                 for (int j = 0; j < DIM / 32; j++) {
@@ -778,21 +755,27 @@ template <int TILES, int DIM, int GROUP> struct Stream {
 // What all blocks find out alike before the step: which sequences there are, how their keys are divided, which experts they use.
 template <int GROUP> __device__ void stream_begin(const StreamModel &m, StreamStep &step, StreamRun *runs) {
     __shared__ unsigned used[stream_experts / 32];
+#pragma unroll 1
     for (int i = threadIdx.x; i < stream_phases; i += stream_threads) step.part[i] = m.parts[blockIdx.x * stream_phases + i];
+#pragma unroll 1
     for (int i = threadIdx.x; i < stream_experts / 32; i += stream_threads) used[i] = 0;
+#pragma unroll 1
     for (int s = threadIdx.x; s < m.sequences; s += stream_threads) step.pos[s] = m.pos[s];
     __syncthreads();
     // The runs of a block follow each other in memory.
     int before = step.part[0].first_run, n = step.part[stream_phases - 1].first_run + step.part[stream_phases - 1].runs - before;
+#pragma unroll 1
     for (int i = threadIdx.x; i < n * (int)sizeof(StreamRun) / 4; i += stream_threads) ((int *)runs)[i] = ((const int *)(m.runs + before))[i];
     if (threadIdx.x == 0) {
         int live = 0;
         step.top = 0, step.turn = *m.turn;
+#pragma unroll 1
         for (int s = 0; s < m.sequences; s++)
             if (step.pos[s] >= 0) live++, step.top = s + 1;
         // So many parts of the keys of a sequence's head that all blocks have something to do.
         int wanted = min(stream_splits, max(1, (int)gridDim.x / max(1, live * m.kv_heads)));
         step.items[0] = 0;
+#pragma unroll 1
         for (int s = 0; s < step.top; s++) {
             int pos = step.pos[s], from = m.window > 0 ? max(0, pos - m.window + 1) / 64 : 0;
             step.first_block[s] = from, step.blocks[s] = pos < 0 ? 0 : (pos + 63) / 64 - from;
@@ -801,6 +784,7 @@ template <int GROUP> __device__ void stream_begin(const StreamModel &m, StreamSt
         }
     }
     if (m.chosen > 0)
+#pragma unroll 1
         for (int i = threadIdx.x; i < m.sequences * m.chosen; i += stream_threads) {
             int e = step.ids[i] = m.ids[i];
             step.weights[i] = m.weights[i];
@@ -809,6 +793,7 @@ template <int GROUP> __device__ void stream_begin(const StreamModel &m, StreamSt
     __syncthreads();
     if (threadIdx.x == 0) {
         int n = 0;
+#pragma unroll 1
         for (int e = 0; e < m.experts; e++)
             if (used[e / 32] >> e % 32 & 1) step.expert[n++] = e;
         step.active = n;
@@ -826,9 +811,11 @@ template <int TILES, int DIM, int GROUP> __device__ void stream(const StreamMode
     Barrier *cleared = full + 2 * m.stages;
     int *added = (int *)(cleared + 2);
     StreamRun *runs = (StreamRun *)(added + m.panels);
+#pragma unroll 1
     for (int i = threadIdx.x; i < m.panels; i += stream_threads) added[i] = m.adds[i];
     if (threadIdx.x == 0) {
         barrier_init(cleared, 1);
+#pragma unroll 1
         for (int i = 0; i < m.stages; i++) barrier_init(full + i, 1), barrier_init(full + m.stages + i, stream_warps);
         barriers_init_done();
     }
@@ -852,8 +839,10 @@ template <int TILES, int DIM, int GROUP> __device__ void stream(const StreamMode
     }
 #define STREAM_TILES(DIM, GROUP) STREAM(1, DIM, GROUP) STREAM(2, DIM, GROUP) STREAM(8, DIM, GROUP)
 STREAM_TILES(64, 1)
+STREAM_TILES(64, 4)
 STREAM_TILES(64, 8)
 STREAM_TILES(128, 1)
+STREAM_TILES(128, 4)
 STREAM_TILES(128, 8)
 
 // logits = the sums, times the last norm's factor; the sums are cleared for the next step, and the slots take a turn. A row of blocks to a sequence.
