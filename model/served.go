@@ -22,7 +22,7 @@ type Served struct {
 	tableW   []float32      // (V, 2)
 	ids      kernels.Tensor // the same where the backend can read it
 	gates    kernels.Tensor
-	own      []kernels.Tensor // merged weights
+	own      []kernels.Tensor // what Close gives back: merged weights, and all of a random adapter
 }
 
 // servedLayer is one block's part of an export.
@@ -217,7 +217,7 @@ func (s *Served) chosen() int {
 	return 0
 }
 
-// Close gives back the memory of weights that the shared expert was merged into.
+// Close gives back the memory of weights that the shared expert was merged into, and that of a random adapter.
 func (s *Served) Close() {
 	for _, t := range s.own {
 		s.Base.Backend.Free(t)

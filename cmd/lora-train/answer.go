@@ -12,19 +12,27 @@ import (
 	"loratrain/checkpoints"
 )
 
-// checkJSON refuses a file for --json that cannot be written before anything is computed for it.
+// checkJSON is checkFile for --json, which may be standard output.
 func checkJSON(path string) error {
-	if path == "" || path == "-" {
+	if path == "-" {
+		return nil
+	}
+	return checkFile("json", path)
+}
+
+// checkFile refuses a flag's file that cannot be written before anything is computed for it. None, "", is none to write.
+func checkFile(flag, path string) error {
+	if path == "" {
 		return nil
 	}
 	if info, err := os.Stat(path); err == nil && info.IsDir() {
-		return usagef("name a file in it", "--json %s: a folder, expected a file", path)
+		return usagef("name a file in it", "--%s %s: a folder, expected a file", flag, path)
 	}
 	dir := filepath.Dir(path)
 	if info, err := os.Stat(dir); err != nil {
-		return usagef("make the folder first, or name another file", "--json %s: %w", path, located(err))
+		return usagef("make the folder first, or name another file", "--%s %s: %w", flag, path, located(err))
 	} else if !info.IsDir() {
-		return usagef("name another file", "--json %s: %s is no folder", path, dir)
+		return usagef("name another file", "--%s %s: %s is no folder", flag, path, dir)
 	}
 	return nil
 }

@@ -16,14 +16,15 @@ import (
 func newBenchCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bench COMMAND",
-		Short: "Measure how fast this machine trains and switches",
+		Short: "Measure how fast this machine trains, decodes and switches",
 		Example: `  lora-train bench train --shape smollm2-135m --batch 16 --length 512 --profile
   lora-train bench gemm --shape llama2-7b --batch 4 --length 512
+  lora-train bench decode --shape llama2-7b --all
   lora-train bench switch --shape llama2-7b`,
 		Args: knownCommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newBenchTrainCommand(), newBenchGEMMCommand(), newBenchSwitchCommand())
+	cmd.AddCommand(newBenchTrainCommand(), newBenchGEMMCommand(), newBenchDecodeCommand(), newBenchSwitchCommand())
 	return cmd
 }
 

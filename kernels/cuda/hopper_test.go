@@ -140,28 +140,45 @@ func (h *hopper) attentions() map[string]cuda.Launch {
 	return h.launched
 }
 
-// merges runs merges of each depth that there is a kernel for.
-func (h *hopper) merges(t *testing.T) map[string]cuda.Launch {
-	h.launched = map[string]cuda.Launch{}
+// Boxes are nothing that is checked.
+func (h *hopper) Boxes(cuda.Address, []cuda.Box) {}
+
+// steps runs decoding steps of the models and the numbers of sequences that there are kernels for.
+func (h *hopper) steps() map[string]cuda.Launch {
+	h.launched, h.processors = map[string]cuda.Launch{}, 5
 	b, err := cuda.On(h, cuda.Options{})
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	const out, width, n = 5, 72, 2
-	array := func(shape ...int) kernels.Tensor {
-		return place(h.t, b, kernels.BF16, make([]float64, kernels.Len(shape...)), shape...)
+	const width, vocab, positions = 128, 66, 8
+	array := func(typ kernels.Type, shape ...int) kernels.Tensor {
+		return place(h.t, b, typ, make([]float64, kernels.Len(shape...)), shape...)
 	}
-	ids, weights := place(h.t, b, kernels.I32, make([]float64, n), n), place(h.t, b, kernels.F32, make([]float64, n), n)
-	for _, rank := range []int{8, 16, 32, 64} {
-		m, err := b.PrepareMerge([]kernels.Merge{{Dst: array(out, width), Src: array(out, width), A: array(n, rank, width), B: array(n, rank, out)}})
-		if err != nil {
-			h.t.Fatal(err)
+	for _, dim := range []int{64, 128} {
+		for _, group := range []int{1, 3} {
+			for _, sequences := range []int{1, 16, 17} {
+				heads := kernels.Heads{Query: group, KV: 1, Dim: dim}
+				m := kernels.StepModel{
+					Embed: array(kernels.BF16, vocab, width), Head: array(kernels.BF16, vocab, width), Norm: array(kernels.BF16, width),
+					Rope: array(kernels.F32, positions, dim), Heads: heads, Sequences: sequences, Positions: positions,
+				}
+				l := kernels.StepLayer{InputNorm: m.Norm, PostNorm: m.Norm}
+				for t, x := range [kernels.Targets][2]int{{group * dim, width}, {dim, width}, {dim, width}, {width, group * dim}, {64, width}, {64, width}, {width, 64}} {
+					l.W[t] = array(kernels.BF16, x[0], x[1])
+				}
+				l.Keys, l.Values = array(kernels.BF16, sequences*positions, dim), array(kernels.BF16, sequences*positions, dim)
+				m.Layers = append(m.Layers, l)
+				step, err := b.NewStep(m)
+				if err != nil {
+					h.t.Fatal(err)
+				}
+				step.Run(array(kernels.F32, sequences, vocab), array(kernels.I32, sequences), array(kernels.I32, sequences), kernels.Tensor{}, kernels.Tensor{})
+				step.Close()
+			}
 		}
-		for _, v := range []string{"bulk", "bulk_read", "bulk_both"} { // until they have been measured
-			t.Setenv("LORA_MERGE", v)
-			b.Merge(m, ids, weights, kernels.Tensor{}, 1)
-		}
-		m.Close()
+	}
+	if err := b.Sync(); err != nil {
+		h.t.Error(err)
 	}
 	return h.launched
 }
@@ -175,7 +192,7 @@ func TestHopper(t *testing.T) {
 			unused[name] = true
 		}
 	}
-	for _, launched := range []map[string]cuda.Launch{h.products(), h.attentions(), h.merges(t)} {
+	for _, launched := range []map[string]cuda.Launch{h.products(), h.attentions(), h.steps()} {
 		for name := range launched {
 			delete(unused, name)
 		}

@@ -7,7 +7,7 @@
 // and leaves it as they are. An id below 0 and a weight that float32 does not hold are never in force; so a force of
 // -1 throughout says that nothing was merged yet.
 //
-// An id of no expert makes the weights NaN. These are the general kernels, for any types and shapes; merge_stream.cu has those for large models.
+// An id of no expert makes the weights NaN. These are the general kernels, for any types and shapes; merge_ring.cu has those for large models.
 #include "merge.cuh"
 
 // load8 of a type that only the table knows.

@@ -8,15 +8,15 @@ struct MergeLayer {
     const void *src, *a, *b;
     int experts, rank, width, out;
     int src_type, a_type, b_type;
-    int tile;                        // the first of its tiles, which are numbered through all layers
-    int stream_tile, stream_columns; // the same in merge_stream.cuh, and how many columns a tile has there
+    int tile;                    // the first of its tiles, which are numbered through all layers
+    int ring_tile, ring_columns; // the same in merge_ring.cu, and how many columns a tile has there
 };
 
 struct MergeChoice {
     const int *ids;
     const float *weights;
     int *force;         // or null
-    unsigned *counters; // zero between launches: blocks that are done, and tiles that merge_stream.cuh has given out
+    unsigned *counters; // zero between launches: blocks that are done, and tiles that merge_ring.cu has given out
     int n;
     float scale;
 

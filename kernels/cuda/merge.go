@@ -3,7 +3,6 @@ package cuda
 import (
 	"encoding/binary"
 	"fmt"
-	"os"
 	"strconv"
 
 	"loratrain/kernels"
@@ -23,7 +22,7 @@ type merging struct {
 	table  kernels.Tensor // of mergeLayer
 	tiles  int            // of merge.cu
 	rank   int            // the largest
-	stream mergeStream
+	ring   mergeRing
 }
 
 // mergeLayer is a line of the table that the kernels read.
@@ -32,7 +31,7 @@ type mergeLayer struct {
 	Experts, Rank, Width, Out int32
 	Types                     [3]int32 // of Src, A and B
 	Tile                      int32
-	StreamTile, StreamColumns int32
+	RingTile, RingColumns     int32
 }
 
 // PrepareMerge is the layers, of any shapes, as Merge takes them. Their tensors must stay where they are until it is
@@ -53,8 +52,8 @@ func (b *Backend) PrepareMerge(layers []kernels.Merge) (kernels.Merging, error) 
 		m.tiles += ceil(e.out, mergeRows) * ceil(e.width, mergeColumns)
 		m.rank = max(m.rank, e.rank)
 	}
-	if b.streams(layers) {
-		m.stream = b.divide(lines)
+	if mergesByRing(layers) {
+		m.ring = b.divide(lines)
 	}
 	var table []byte
 	for _, l := range lines {
@@ -100,7 +99,7 @@ func (b *Backend) Merge(m kernels.Merging, ids, weights, force kernels.Tensor, s
 	need(op, "weights", weights, b.Param(), n)
 	maybe(op, "force", force, kernels.I32, 2*n)
 	c := mergeChoice{at(ids), at(weights), at(force), at(b.counters), int32(n), float32(scale)}
-	if b.mergeStream(p, c) {
+	if b.mergeByRing(p, c) {
 		return
 	}
 	b.dev.Launch("merge"+suffix(b.Float()),
@@ -108,22 +107,24 @@ func (b *Backend) Merge(m kernels.Merging, ids, weights, force kernels.Tensor, s
 		at(p.table), int32(len(p.layers)), int32(p.tiles), c)
 }
 
-// The shape of merge_stream.cuh's blocks.
+// The shape of merge_ring.cu's blocks, and how many there are for a multiprocessor.
 const (
-	streamThreads    = 256
-	streamWidth      = 512
-	streamPieceBytes = 16 * (2*streamWidth + 32)
-	streamMostDepth  = 128
+	mergeRingThreads   = 256
+	mergeRingWidth     = 512
+	mergeRingPiece     = 16 * (2*mergeRingWidth + 32) // bytes
+	mergeRingStages    = 5
+	mergeRingBlocks    = 2
+	mergeRingMostDepth = 128
 )
 
-// mergeStream is how the streaming kernels divide layers.
-type mergeStream struct {
-	tiles int // 0: they do not take them
+// mergeRing is how merge_ring.cu divides layers.
+type mergeRing struct {
+	tiles int // 0: it does not take them
 	rows  int // of a tile
 }
 
-// streams says whether the streaming kernels take layers: bf16 whose rows can be copied by 16 bytes.
-func (b *Backend) streams(layers []kernels.Merge) bool {
+// mergesByRing says whether merge_ring.cu takes layers: bf16 whose rows can be copied by 16 bytes.
+func mergesByRing(layers []kernels.Merge) bool {
 	for _, l := range layers {
 		for _, t := range []kernels.Tensor{l.Dst, l.Src, l.A, l.B} {
 			if t.Type != kernels.BF16 || at(t)%16 != 0 {
@@ -138,25 +139,25 @@ func (b *Backend) streams(layers []kernels.Merge) bool {
 }
 
 // divide gives each line its tiles. Tall ones read less of A; there must be so many that blocks which take them in turn end together.
-func (b *Backend) divide(lines []mergeLayer) (s mergeStream) {
+func (b *Backend) divide(lines []mergeLayer) (r mergeRing) {
 	const tallest, least, enough = 512, 64, 128 // rows, and tiles for a multiprocessor
-	for s.rows = tallest; ; s.rows /= 2 {
+	for r.rows = tallest; ; r.rows /= 2 {
 		tiles := 0
 		for i := range lines {
 			l := &lines[i]
-			across := ceil(int(l.Width), streamWidth)
-			l.StreamTile, l.StreamColumns = int32(tiles), int32(ceil(ceil(int(l.Width), across), 64)*64)
-			tiles += ceil(int(l.Out), s.rows) * ceil(int(l.Width), int(l.StreamColumns))
+			across := ceil(int(l.Width), mergeRingWidth)
+			l.RingTile, l.RingColumns = int32(tiles), int32(ceil(ceil(int(l.Width), across), 64)*64)
+			tiles += ceil(int(l.Out), r.rows) * ceil(int(l.Width), int(l.RingColumns))
 		}
-		if s.tiles = tiles; s.rows == least || tiles >= enough*b.info.Multiprocessors {
-			return s
+		if r.tiles = tiles; r.rows == least || tiles >= enough*b.info.Multiprocessors {
+			return r
 		}
 	}
 }
 
-// mergeStream queues the streaming kernel, if there is one for that depth.
-func (b *Backend) mergeStream(m *merging, c mergeChoice) bool {
-	if m.stream.tiles == 0 || int(c.n)*m.rank > streamMostDepth {
+// mergeByRing queues merge_ring.cu's kernel, if there is one for that depth.
+func (b *Backend) mergeByRing(m *merging, c mergeChoice) bool {
+	if m.ring.tiles == 0 || int(c.n)*m.rank > mergeRingMostDepth {
 		return false
 	}
 	depth, upRows := 1, 128
@@ -169,31 +170,13 @@ func (b *Backend) mergeStream(m *merging, c mergeChoice) bool {
 	case 8:
 		upRows = 48
 	}
-	name, stages, blocks, threads, more := "merge_stream", 5, 2, streamThreads, 0
-	switch v := os.Getenv("LORA_MERGE"); v {
-	case "general":
-		return false
-	case "stream_read", "stream_both":
-		if depth == 1 {
-			name = "merge_" + v
-		}
-	case "stream_long":
-		if depth == 1 {
-			name, stages, blocks = "merge_"+v, 12, 1
-		}
-	case "bulk", "bulk_read", "bulk_both":
-		if depth > 1 {
-			v = "bulk"
-		}
-		name, stages, blocks, threads, more = "merge_"+v, 12, 1, streamThreads+32, 12*(24+16)
-	}
-	shared := stages*(streamPieceBytes+8) + 8 + more + upRows*depth*32 + depth*16*8
-	b.dev.Launch(name+"_"+strconv.Itoa(depth),
-		Launch{Grid: [3]int{min(m.stream.tiles, blocks*b.info.Multiprocessors)}, Block: [3]int{threads}, Shared: shared},
+	shared := mergeRingStages*(mergeRingPiece+8) + 8 + upRows*depth*32 + depth*16*8
+	b.dev.Launch("merge_ring_"+strconv.Itoa(depth),
+		Launch{Grid: [3]int{min(m.ring.tiles, mergeRingBlocks*b.info.Multiprocessors)}, Block: [3]int{mergeRingThreads}, Shared: shared},
 		struct {
 			layers             Address
 			count, tiles, rows int32
 			_                  int32
-		}{layers: at(m.table), count: int32(len(m.layers)), tiles: int32(m.stream.tiles), rows: int32(m.stream.rows)}, c)
+		}{layers: at(m.table), count: int32(len(m.layers)), tiles: int32(m.ring.tiles), rows: int32(m.ring.rows)}, c)
 	return true
 }

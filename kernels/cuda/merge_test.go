@@ -41,14 +41,11 @@ func TestMergeTallTiles(t *testing.T) {
 			}
 			defer m.Close()
 			id, weight := place(t, b, kernels.I32, ids, 2), place(t, b, kernels.F32, weights, 2)
-			for _, v := range []string{"stream_read", "stream_both", "stream_long", ""} { // until they have been measured
-				t.Setenv("LORA_MERGE", v)
-				b.Merge(m, id, weight, kernels.Tensor{}, 2)
-			}
+			b.Merge(m, id, weight, kernels.Tensor{}, 2)
 			if err := b.Sync(); err != nil {
 				t.Fatal(err)
 			}
-			if kernel := fmt.Sprintf("merge_stream_%d", depth); !slices.Contains(bench.dev.launched, kernel) {
+			if kernel := fmt.Sprintf("merge_ring_%d", depth); !slices.Contains(bench.dev.launched, kernel) {
 				t.Errorf("launched was %v, not %s", bench.dev.launched, kernel)
 			}
 			for i := range layers {
@@ -77,7 +74,7 @@ func TestMergeTallTiles(t *testing.T) {
 // read, which the emulator would report.
 func TestMergeOfNoExpert(t *testing.T) {
 	b := openEmulated(t, false)
-	for _, width := range []int{24, 7} { // streamed, and not
+	for _, width := range []int{24, 7} { // through the ring, and not
 		for _, ids := range [][]float64{{0, 2}, {-1, 1}, {math.MaxInt32, 0}, {math.MinInt32, 1}} {
 			t.Run(fmt.Sprintf("%d %v", width, ids), func(t *testing.T) {
 				const out, rank = 19, 3

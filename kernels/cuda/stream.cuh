@@ -4,33 +4,40 @@
 
 constexpr int stream_stage = 64 * 128 * 2; // bytes: 64 columns of 128 rows
 constexpr int stream_step_size = 6144; // bytes for what a block remembers
-constexpr int stream_sequences = 64, stream_experts = 256, stream_active = 128, stream_splits = 16;
+constexpr int stream_sequences = 64, stream_experts = 256, stream_active = 128, stream_choices = 128, stream_splits = 16;
 
 // The linear layers of a block, as in kernels.StepLayer, and the output projection.
 enum Target { stream_q_proj, stream_k_proj, stream_v_proj, stream_o_proj, stream_gate_proj, stream_up_proj, stream_down_proj, stream_targets };
 
+// A number that a block tells others, with a mark of when.
+struct alignas(8) Said {
+    float number;
+    int when;
+};
+struct alignas(16) Said2 {
+    Said a, b;
+};
 // How a layer's weights are copied: those of the targets, their A and their B, keys and values.
 constexpr int stream_maps = 3 * stream_targets + 2;
 
-// Work on one target: `count` stages of 64 columns from a column on of 128 rows; or, of a group of 16 rows of A, of the experts in use, stages of 512
-// columns; or what B adds to 128 rows.
-enum Kind { stream_weights, stream_down, stream_up };
+// Work on one target: `count` stages of 64 columns from a column on of 128 rows, and what B adds to them if it is this run that does; or of a group of
+// 16 rows of A, of the experts in use.
+enum Kind { stream_weights, stream_weights_and_up, stream_down };
 struct StreamRun {
     int kind, target, row, column, count;
 };
 
-// A block's work in a phase: runs, which need these columns of the activations.
+// A block's work in a phase: runs, which need these columns of the activations. Some of the columns, of a slice, it keeps for all.
 struct StreamPart {
-    int first_run, runs, first_column, columns;
-    int slice, keeps; // which columns these are; whether this block keeps them for others
+    int first_run, runs, first_column, columns, keep_slice, keep_first, keep_columns;
+    int clear, clearers; // of the blocks that clear sums, which one this is; 0 of 0: none
 };
 
 struct StreamTarget {
-    int rows, stride;    // of the sums
-    int complete;        // what a counter of 128 rows comes to
-    int counter_at;      // of the first 128 rows
-    int hidden_counter;  // of x·A
-    int down_stages;     // what it comes to for each 16 rows of A, in stages
+    int rows, stride;  // of the sums
+    int panel;         // where the numbers of additions to each of its 128 rows are
+    int hidden_adds;   // the additions to x·A
+    int place, unused; // among the targets of its phase
     long long sums_at, hidden_at;
 };
 
@@ -48,45 +55,74 @@ struct StreamModel {
     const float *norm, *rope;
     long long *sums;   // three slots
     long long *logits; // (S, V)
-    float *stream, *between, *squares, *logit_squares, *part_scale, *part_sums;
+    Said *stream, *between, *squares, *squares_mlp, *logit_squares, *part_scale, *part_sums;
+    const int *adds; // to each row of a panel, panel by panel
     const int *tokens, *pos, *ids;
     const float *weights;
     int *turn, *bad;
     long long slot_size, early_size; // of a slot, and of what of it attention's output projection ends with
     int layers, width, heads, kv_heads, positions, sequences, window;
-    int experts, rank, chosen, most_ranks;
-    int slices;                                   // of the width
-    int squares_at, squares_mlp_at, attended_at; // counters
+    int experts, rank, chosen, most_ranks, adapted; // adapted: a bit for each target
+    int slices, local;                            // of the width; whether a block multiplies with all of A that it needs by itself
+    int panels;                                   // of all targets
     int stages, under_way, x_size, gated_size;
     float eps, scale, softmax_scale;
     StreamTarget target[stream_targets + 1];
 };
 
-// Sums in units of 2^-31.
-__device__ inline float from_fixed(long long v) { return (float)v * 0x1p-31f; }
-// Adds v. What has no such number, or none that leaves room for sums, makes the step's logits NaN.
-__device__ inline void add_fixed(long long *to, float v, int *bad) {
-    if (!(fabsf(v) < 0x1p29f)) {
-        *bad = 1;
-        return;
-    }
-    asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(to), "l"(__float2ll_rn(v * 0x1p31f)) : "memory");
+// A sum is a number of units of 2^-27 in the lower 54 bits and, above them, how many numbers have been added. So whoever reads it sees whether it
+// is complete, and nobody must wait for writes to arrive before he tells others of them.
+constexpr int sum_bits = 54;
+constexpr long long one_addition = 1ll << sum_bits;
+constexpr int most_additions = 511;
+
+__device__ inline int additions(long long v) { return (int)((v + (one_addition >> 1)) >> sum_bits); }
+__device__ inline float sum_of(long long v, int n) { return (float)(v - n * one_addition) * 0x1p-27f; }
+
+// Adds v. What leaves no room for other sums makes the step's logits NaN.
+__device__ inline void add_to_sum(long long *to, float v, int *bad) {
+    if (!(fabsf(v) < 0x1p17f)) *bad = 1, v = 0;
+    asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(to), "l"(one_addition + __float2ll_rn(v * 0x1p27f)) : "memory");
 }
 
-__device__ inline void fence_card() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
-__device__ inline void add_to(int *counter, int n) { asm volatile("red.relaxed.gpu.global.add.s32 [%0], %1;" ::"l"(counter), "r"(n) : "memory"); }
-// Waits until a counter comes to a value, but not for ever: a step that hangs is a fault that is reported.
-__device__ inline void wait_for(const int *counter, int value) {
-    for (long long i = 0;; i++) {
-        int n;
-        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(n) : "l"(counter) : "memory");
-        if (n >= value) return;
-        if (i == 1ll << 26) asm volatile("trap;");
-    }
+// Reads what other blocks are writing.
+__device__ inline long long glance(const long long *p) {
+    long long v;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
+    return v;
 }
-// What other blocks wrote, past the nearest cache.
-__device__ inline long long read(const long long *p) { return __ldcg(p); }
-__device__ inline float read(const float *p) { return __ldcg(p); }
+__device__ inline longlong2 glance(const longlong2 *p) {
+    longlong2 v;
+    asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(v.x), "=l"(v.y) : "l"(p) : "memory");
+    return v;
+}
+
+__device__ inline Said glance(const Said *p) {
+    unsigned long long v;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
+    return {__uint_as_float((unsigned)v), (int)(v >> 32)};
+}
+__device__ inline Said2 glance(const Said2 *p) {
+    unsigned long long v, w;
+    asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(v), "=l"(w) : "l"(p) : "memory");
+    return {{__uint_as_float((unsigned)v), (int)(v >> 32)}, {__uint_as_float((unsigned)w), (int)(w >> 32)}};
+}
+__device__ inline void say(Said *p, float number, int when) {
+    unsigned long long v = __float_as_uint(number) | (unsigned long long)(unsigned)when << 32;
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory");
+}
+
+// Counts glances in vain: a step that hangs is a fault that is reported.
+struct Patience {
+    int left = 1 << 24;
+    __device__ void wait() {
+        if (--left == 0) asm volatile("trap;");
+    }
+};
+
+__device__ inline void fence_card() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+
+__device__ inline void prefetch_map(const TensorMap *map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
 
 // copy_box for what is read once in a step.
 __device__ inline void copy_box_once(void *to, const TensorMap *map, int x, int y, Barrier *full) {

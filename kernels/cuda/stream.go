@@ -5,21 +5,27 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"loratrain/kernels"
 )
 
 // The shape of a block of stream_sm90.cu.
 const (
-	streamBlockThreads = 32 * (streamWarps + 1)
+	streamBlockThreads = 32 * (streamWarps + 2)
 	streamMaxStages    = 11
 	streamMinStages    = 3
+	streamUnderWay     = 3 // stages that are being copied at a time: more of them delay what blocks tell each other
 	streamMaps         = 3*kernels.Targets + 2
+	streamAdditions    = 511 // numbers that a sum can count
 	mapBytes           = 128
 )
 
-// streamGroups are the query heads to a key-value head that kernels are made for.
-var streamGroups = []int{1, 4, 8}
+// streamTiles are the eights of sequences, and streamGroups the query heads to a key-value head, that kernels are made for.
+var (
+	streamTiles  = []int{1, 2, 8}
+	streamGroups = []int{1, 8}
+)
 
 // streamLayer is StreamLayer of stream.cuh.
 type streamLayer struct {
@@ -31,11 +37,11 @@ type streamLayer struct {
 // streamModel is StreamModel of stream.cuh.
 type streamModel struct {
 	Maps, Layer, Runs, Parts, Embed, Norm, Rope, Sums, Logits                     Address
-	Stream, Between, Squares, LogitSquares, PartScale, PartSums                   Address
+	Stream, Between, Squares, SquaresMLP, LogitSquares, PartScale, PartSums, Adds Address
 	Tokens, Pos, IDs, Weights, Turn, Bad                                          Address
 	SlotSize, EarlySize                                                           int64
 	Layers, Width, Heads, KVHeads, Positions, Sequences, Window                   int32
-	Experts, Rank, Chosen, MostRanks, Slices, SquaresAt, SquaresMLPAt, AttendedAt int32
+	Experts, Rank, Chosen, MostRanks, Adapted, Slices, Local, Panels              int32
 	Stages, UnderWay, XSize, GatedSize                                            int32
 	Eps, Scale, SoftmaxScale                                                      float32
 	Target                                                                        [streamTargets]streamTarget
@@ -93,7 +99,7 @@ func (b *Backend) streamTakes(m kernels.StepModel) (s streamShape, err error) {
 		err = fmt.Errorf("widths of %d and %d: whole multiples of %d are taken", width, mlp, streamCols)
 	case vocab%2 != 0 || m.Sequences > streamSequences:
 		err = fmt.Errorf("a vocabulary of %d and %d sequences: even ones and up to %d are taken", vocab, m.Sequences, streamSequences)
-	case s.experts > streamExperts || s.rank%8 != 0 || min(s.experts, s.chosen*s.sequences) > streamActive:
+	case s.chosen*s.sequences > streamChoices || s.experts > streamExperts || s.rank%8 != 0 || min(s.experts, s.chosen*s.sequences) > streamActive:
 		err = fmt.Errorf("%d experts of rank %d: up to %d of ranks that 8 divides are taken", s.experts, s.rank, streamExperts)
 	}
 	for l, layer := range m.Layers {
@@ -118,29 +124,42 @@ func (b *Backend) streamTakes(m kernels.StepModel) (s streamShape, err error) {
 func (s *stream) prepare(shape streamShape) error {
 	b, m, heads := s.b, s.m, shape.heads
 	plan := planStream(shape)
-	group := 0
+	each, group := heads.Query/heads.KV, 0
 	for _, g := range streamGroups {
-		if group == 0 && g >= heads.Query/heads.KV {
+		if group == 0 && g >= each {
 			group = g
 		}
 	}
 	tiles := shape.tiles()
-	scratch := ((group+2+streamWarps)*heads.Dim + 2*streamWarps) * 4
+	scratch := ((each+2+streamWarps*each)*heads.Dim + 2*streamWarps*each) * 4
+	gated := 3 * tiles * 8 * (shape.ranks() + 8) * 2
+	local := int32(0)
+	if shape.local() {
+		gated, local = gated+streamWarps*shape.ranks()*tiles*8*4, 1
+	}
 	a := &s.args
 	*a = streamModel{
 		Layers: int32(len(m.Layers)), Width: int32(shape.width), Heads: int32(heads.Query), KVHeads: int32(heads.KV), Positions: int32(m.Positions),
 		Sequences: int32(m.Sequences), Window: int32(m.Window), Experts: int32(shape.experts), Rank: int32(shape.rank), Chosen: int32(shape.chosen),
-		MostRanks: int32(shape.ranks()), Slices: int32(plan.slices), SquaresAt: plan.squaresAt, SquaresMLPAt: plan.squaresMLPAt,
-		AttendedAt: plan.attendedAt, SlotSize: plan.slotSize, EarlySize: plan.earlySize,
-		XSize: int32(ceil(max(tiles*8*(plan.columns+8)*2, scratch), 16) * 16), GatedSize: int32(tiles * 8 * (shape.ranks() + 8) * 2),
+		MostRanks: int32(shape.ranks()), Slices: int32(plan.slices), Local: local, Panels: int32(len(plan.adds)),
+		SlotSize: plan.slotSize, EarlySize: plan.earlySize,
+		XSize: int32(ceil(max(tiles*8*(plan.columns+8)*2, scratch), 16) * 16), GatedSize: int32(gated),
 		Eps: float32(m.Eps), Scale: float32(m.Scale), SoftmaxScale: float32(math.Log2E / math.Sqrt(float64(heads.Dim))), Target: plan.targets,
 	}
-	fixed := int(a.XSize+a.GatedSize) + streamStepBytes + 16*streamMaxStages
+	fixed := int(a.XSize+a.GatedSize) + streamStepBytes + plan.longest*20 + len(plan.adds)*4 + 16 + 16*streamMaxStages
+	for t := range kernels.Targets {
+		if shape.adapts(t) {
+			a.Adapted |= 1 << t
+		}
+	}
+	if most := slices.Max(plan.adds[:plan.targets[streamHead].Panel]); most > streamAdditions {
+		return fmt.Errorf("%d blocks add to one sum, %d can", most, streamAdditions)
+	}
 	a.Stages = int32(min(streamMaxStages, (226<<10-fixed)/streamStage))
 	if a.Stages < streamMinStages {
 		return fmt.Errorf("%d sequences of %d columns with %d rows of experts leave no room in shared memory", m.Sequences, plan.columns, shape.ranks())
 	}
-	a.UnderWay = a.Stages
+	a.UnderWay = streamUnderWay
 	s.kernel = fmt.Sprintf("stream_%d_%d_%d", tiles, heads.Dim, group)
 	s.launch = Launch{Grid: [3]int{shape.blocks}, Block: [3]int{streamBlockThreads}, Shared: int(a.Stages)*(streamStage+16) + fixed - 16*streamMaxStages}
 
@@ -173,7 +192,7 @@ func (s *stream) prepare(shape streamShape) error {
 		}
 		return to
 	}
-	a.Runs, a.Parts = upload(plan.runs), upload(plan.parts)
+	a.Runs, a.Parts, a.Adds = upload(plan.runs), upload(plan.parts), upload(plan.adds)
 	layers := make([]streamLayer, len(m.Layers))
 	var boxes []Box
 	for l, from := range m.Layers {
@@ -193,11 +212,11 @@ func (s *stream) prepare(shape streamShape) error {
 	a.Maps = take(kernels.F64, len(boxes)*mapBytes/8)
 	a.Sums = take(kernels.F64, int(3*plan.slotSize))
 	a.Logits = take(kernels.F64, m.Sequences*shape.vocab)
-	a.Stream, a.Between = take(kernels.F32, m.Sequences*shape.width), take(kernels.F32, m.Sequences*shape.width)
-	a.Squares = take(kernels.F32, 4*plan.slices*streamSequences)
-	a.LogitSquares = take(kernels.F32, plan.slices*streamSequences)
+	said := func(n int) Address { return take(kernels.F64, n) } // numbers with a mark of when
+	a.Stream, a.Between = said(m.Sequences*shape.width), said(m.Sequences*shape.width)
+	a.Squares, a.SquaresMLP, a.LogitSquares = said(plan.slices*streamSequences), said(plan.slices*streamSequences), said(plan.slices*streamSequences)
 	parts := m.Sequences * heads.Query * streamSplits
-	a.PartScale, a.PartSums = take(kernels.F32, 2*parts), take(kernels.F32, parts*heads.Dim)
+	a.PartScale, a.PartSums = said(2*parts), said(parts*heads.Dim)
 	a.Turn, a.Bad = take(kernels.I32, 1), take(kernels.I32, 1)
 	if failed == nil {
 		b.dev.Boxes(a.Maps, boxes)

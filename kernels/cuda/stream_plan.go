@@ -2,6 +2,7 @@ package cuda
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 
 	"loratrain/kernels"
@@ -33,6 +34,11 @@ const (
 // phaseTargets are the linear layers that a phase computes.
 var phaseTargets = [streamPhases][]int{{streamQ, streamK, streamV}, {streamO}, {streamGate, streamUp}, {streamDown}, {streamHead}}
 
+// phaseOf is the phase that computes a linear layer.
+func phaseOf(target int) int {
+	return slices.IndexFunc(phaseTargets[:], func(l []int) bool { return slices.Contains(l, target) })
+}
+
 // The shape of stream_sm90.cu's stages.
 const (
 	streamCols      = 64 // of a stage of weights
@@ -43,7 +49,9 @@ const (
 	streamSequences = 64
 	streamExperts   = 256
 	streamActive    = 128
+	streamChoices   = 128
 	streamSplits    = 16
+	streamSlices    = 32 // of the width, a lane for each
 )
 
 // streamRun, streamPart and streamTarget are those of stream.cuh.
@@ -52,15 +60,17 @@ type streamRun struct{ Kind, Target, Row, Column, Count int32 }
 // The kinds of runs.
 const (
 	runWeights = iota
+	runWeightsAndUp
 	runDown
-	runUp
 )
 
-type streamPart struct{ FirstRun, Runs, FirstColumn, Columns, Slice, Keeps int32 }
+type streamPart struct {
+	FirstRun, Runs, FirstColumn, Columns, KeepSlice, KeepFirst, KeepColumns, Clear, Clearers int32
+}
 
 type streamTarget struct {
-	Rows, Stride, Complete, CounterAt, HiddenCounter, DownStages int32
-	SumsAt, HiddenAt                                             int64
+	Rows, Stride, Panel, HiddenAdds, Place, _ int32
+	SumsAt, HiddenAt                          int64
 }
 
 // streamShape is what a schedule depends on.
@@ -102,11 +112,12 @@ func (s streamShape) columns(phase int) int {
 
 // tiles is how many times eight sequences a kernel takes.
 func (s streamShape) tiles() int {
-	t := 1
-	for 8*t < s.sequences {
-		t *= 2
+	for _, t := range streamTiles {
+		if s.sequences <= 8*t {
+			return t
+		}
 	}
-	return t
+	panic(fmt.Sprintf("kernels/cuda: a decoding step of %d sequences", s.sequences))
 }
 
 // ranks is the most rows of A that a step uses, rounded up to the 16 that tensor cores take.
@@ -125,24 +136,24 @@ type streamPlan struct {
 	targets [streamTargets]streamTarget
 	slices  int // of the width
 	columns int // of the widest part
+	longest int // runs of a block
 
-	slotSize, earlySize                 int64 // in sums of 8 bytes
-	squaresAt, squaresMLPAt, attendedAt int32
+	adds                []int32 // to each row of a panel, target by target
+	slotSize, earlySize int64   // in sums
 }
 
-// slicesOf divides stages of 64 columns among groups of blocks, so that what a block keeps of the activations fits beside its ring.
+// slicesOf divides stages of 64 columns, so that what a block reads and keeps of the activations is little. Its sums are then those of
+// several blocks.
 func (s streamShape) slicesOf(stages int) int {
-	most := 46 << 10
-	if s.tiles() > 1 {
-		most = 90 << 10
+	if s.local() {
+		return 1
 	}
-	least := min(stages, s.blocks, ceil(stages*streamCols*8*s.tiles()*2, most))
-	for n := least; n <= min(stages, s.blocks, 2*least); n++ {
-		if stages%n == 0 && s.blocks%n == 0 {
-			return n
-		}
-	}
-	return least
+	return min(streamSlices, ceil(stages, min(16, max(4, 64/s.sequences))))
+}
+
+// local says whether a block multiplies with all of A that it needs by itself: small models have no time to wait for others.
+func (s streamShape) local() bool {
+	return s.tiles() == 1 && s.ranks() <= 32 && max(s.width, s.mlp, s.heads.Query*s.heads.Dim) <= 2048
 }
 
 // planner deals work to blocks.
@@ -155,7 +166,7 @@ type planner struct {
 
 // planStream makes a schedule. Every stage of every weight is in exactly one run, and blocks copy about the same number of bytes.
 func planStream(s streamShape) *streamPlan {
-	p := planner{streamShape: s, plan: &streamPlan{}, load: make([]int, s.blocks), work: make([][streamPhases][]streamRun, s.blocks)}
+	p := planner{streamShape: s, plan: &streamPlan{parts: make([]streamPart, s.blocks*streamPhases)}, load: make([]int, s.blocks), work: make([][streamPhases][]streamRun, s.blocks)}
 	p.place()
 	p.plan.slices = p.slicesOf(s.width / streamCols)
 	// What leaves least choice comes first: phases with few rows.
@@ -168,55 +179,32 @@ func planStream(s streamShape) *streamPlan {
 	return p.plan
 }
 
-// place lays out the sums and counters of a layer. Those of attention and of its output projection come first: they are cleared
-// a layer earlier.
+// place lays out the sums of a layer. Those of attention and of its output projection come first: they are cleared a layer earlier.
 func (p *planner) place() {
-	sums, counters := int64(0), int32(0)
-	target := func(t int) {
+	sums, panels := int64(0), 0
+	for t := range streamTargets {
 		x := &p.plan.targets[t]
 		rows := p.rows(t)
-		x.Rows, x.Stride, x.SumsAt = int32(rows), int32(rows), sums
+		*x = streamTarget{
+			Rows: int32(rows), Stride: int32(rows), Panel: int32(panels), Place: int32(slices.Index(phaseTargets[phaseOf(t)], t)), SumsAt: sums,
+		}
+		panels += ceil(rows, streamRows)
+		if t == streamHead {
+			x.SumsAt = 0 // they lie apart
+			break
+		}
 		sums += int64(rows * p.sequences)
 		if p.adapts(t) {
 			x.HiddenAt = sums
 			sums += int64(p.ranks() * p.sequences)
 		}
-	}
-	count := func(t int) {
-		x := &p.plan.targets[t]
-		phase := slices.IndexFunc(phaseTargets[:], func(l []int) bool { return slices.Contains(l, t) })
-		stages := p.columns(phase) / streamCols
-		x.CounterAt, x.Complete = counters, int32(streamWarps*stages)
-		counters += int32(ceil(p.rows(t), streamRows))
-		if p.adapts(t) {
-			x.Complete += streamWarps
-			x.HiddenCounter = counters
-			counters++
+		sums += sums % 2 // pairs are read together
+		if t == streamO {
+			p.plan.earlySize = sums
 		}
 	}
-	half := func(targets []int, more func()) {
-		for _, t := range targets {
-			target(t)
-		}
-		counters = int32(2 * sums) // a sum has two numbers of 4 bytes
-		for _, t := range targets {
-			count(t)
-		}
-		more()
-		sums = int64(ceil(int(counters), 4)) * 2 // of 16 bytes, as they are cleared
-	}
-	half([]int{streamQ, streamK, streamV, streamO}, func() {
-		p.plan.squaresAt, p.plan.attendedAt = counters, counters+1
-		counters += 1 + int32(p.heads.KV)
-	})
-	p.plan.earlySize = sums
-	half([]int{streamGate, streamUp, streamDown}, func() {
-		p.plan.squaresMLPAt = counters
-		counters++
-	})
 	p.plan.slotSize = sums
-	head := &p.plan.targets[streamHead]
-	head.Rows, head.Stride = int32(p.vocab), int32(p.vocab)
+	p.plan.adds = make([]int32, panels)
 }
 
 // panel is 128 rows of a linear layer.
@@ -236,48 +224,52 @@ func (p *planner) panels(phase int) []panel {
 	return list
 }
 
-// deal gives a phase's work to the blocks, to those first that have least.
+// deal gives a phase's work to the blocks, so that all come to copy as much. Its stages are in order of slices, in a slice of panels, and each
+// block has some that follow each other.
 func (p *planner) deal(phase int) {
 	stages, panels := p.columns(phase)/streamCols, p.panels(phase)
 	n := p.slicesOf(stages)
-	for slice := range n {
-		first, end := stages*slice/n, stages*(slice+1)/n
-		var blocks []int
-		for b := slice; b < p.blocks; b += n {
-			blocks = append(blocks, b)
-		}
-		p.dealDown(phase, blocks, first, end)
-		shares := p.shares(blocks, len(panels)*(end-first))
-		at := 0
-		for i, b := range blocks {
-			for left := shares[i]; left > 0; {
-				x, stage := panels[at/(end-first)], at%(end-first)
-				count := min(left, end-first-stage)
-				p.give(b, phase, streamRun{runWeights, int32(x.target), int32(x.row), int32((first + stage) * streamCols), int32(count)}, count*streamStage)
-				at, left = at+count, left-count
+	edge := func(slice int) int { return stages * slice / n }
+	if !p.local() {
+		p.dealDown(phase, n, edge)
+	}
+	at := 0 // counts stages: those of all panels in the slices before, then panel by panel
+	slice, panelAt := 0, 0
+	for b, left := range p.shares(len(panels) * stages) {
+		for left > 0 {
+			width := edge(slice+1) - edge(slice)
+			count := min(left, width-at)
+			x := panels[panelAt]
+			p.give(b, phase, streamRun{runWeights, int32(x.target), int32(x.row), int32((edge(slice) + at) * streamCols), int32(count)}, count*streamStage)
+			left -= count
+			if at += count; at == width {
+				at, panelAt = 0, panelAt+1
+				if panelAt == len(panels) {
+					slice, panelAt = slice+1, 0
+				}
 			}
 		}
-		p.columnsOf(phase, slice, first, end, blocks)
 	}
 	p.dealUp(phase, panels)
+	p.order(phase)
+	p.columnsOf(phase, n, edge)
 }
 
-// shares divides stages so that loads come as near to each other as they can.
-func (p *planner) shares(blocks []int, stages int) []int {
-	list := make([]int, len(blocks))
-	order := make([]int, len(blocks))
+// shares divides stages so that the blocks' loads come as near to each other as they can.
+func (p *planner) shares(stages int) []int {
+	list, order := make([]int, p.blocks), make([]int, p.blocks)
 	for i := range order {
 		order[i] = i
 	}
-	load := func(i int) int { return p.load[blocks[i]] + list[i]*streamStage }
+	load := func(i int) int { return p.load[i] + list[i]*streamStage }
 	for stages > 0 {
 		slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(load(a), load(b)) })
 		low, n := load(order[0]), 1
 		for n < len(order) && load(order[n]) < low+streamStage {
 			n++
 		}
-		// The lowest n rise together to the next one.
-		rise := ceil(stages, n)
+		// The lowest n rise together to the next one, as far as there is for all; then some of them get one more.
+		rise := max(1, stages/n)
 		if n < len(order) {
 			rise = min(rise, max(1, (load(order[n])-low)/streamStage))
 		}
@@ -295,75 +287,137 @@ func (p *planner) give(block, phase int, r streamRun, bytes int) {
 	p.load[block] += bytes
 }
 
-// least is the block among some that has least to do.
-func (p *planner) least(blocks []int) int {
-	return slices.MinFunc(blocks, func(a, b int) int { return cmp.Compare(p.load[a], p.load[b]) })
+// dealDown deals the experts' A: 16 rows of them and up to eight stages of columns at a time, to those blocks of the ones that will have these
+// columns that have least to do.
+func (p *planner) dealDown(phase, n int, edge func(int) int) {
+	for slice := range n {
+		from, to := p.blocks*slice/n, max(p.blocks*slice/n+1, p.blocks*(slice+1)/n)
+		for group := range p.ranks() / 16 {
+			for _, t := range phaseTargets[phase] {
+				for c := edge(slice); p.adapts(t) && c < edge(slice+1); c += streamWarps {
+					count, least := min(streamWarps, edge(slice+1)-c), from
+					for b := from; b < to; b++ {
+						if p.load[b] < p.load[least] {
+							least = b
+						}
+					}
+					p.give(least, phase, streamRun{runDown, int32(t), int32(group), int32(c * streamCols), int32(count)}, count*2048)
+					if group == 0 {
+						p.plan.targets[t].HiddenAdds += streamWarps // each has some of the columns
+					}
+				}
+			}
+		}
+	}
 }
 
-// usual is how many rows of A a step uses as a rule.
-func (p *planner) usual() int {
-	return min(p.ranks(), ceil(min(p.experts, p.chosen*p.sequences)*p.rank, 16)*16)
+// dealUp lets one of each panel's runs add what the experts' B gives, that of a block which has least to do. A block that works by itself also gets
+// all of A that it needs.
+func (p *planner) dealUp(phase int, panels []panel) {
+	runs := map[panel][]int{} // blocks
+	for b := range p.blocks {
+		for _, r := range p.work[b][phase] {
+			if r.Kind == runWeights {
+				x := panel{int(r.Target), int(r.Row)}
+				runs[x] = append(runs[x], b)
+			}
+		}
+	}
+	ups := make([]int, p.blocks)
+	for _, x := range panels {
+		if !p.adapts(x.target) {
+			continue
+		}
+		b := slices.MinFunc(runs[x], func(a, b int) int {
+			return cmp.Or(cmp.Compare(ups[a], ups[b]), cmp.Compare(p.load[a], p.load[b]))
+		})
+		ups[b]++
+		work := p.work[b][phase]
+		i := slices.IndexFunc(work, func(r streamRun) bool {
+			return r.Kind != runDown && int(r.Target) == x.target && int(r.Row) == x.row
+		})
+		work[i].Kind = runWeightsAndUp
+		p.load[b] += p.ranks() * streamRows * 2
+		if !p.local() || slices.ContainsFunc(work, func(r streamRun) bool { return r.Kind == runDown && int(r.Target) == x.target }) {
+			continue
+		}
+		for group := range p.ranks() / 16 {
+			p.give(b, phase, streamRun{runDown, int32(x.target), int32(group), 0, int32(p.columns(phase) / streamCols)}, p.columns(phase)*32)
+		}
+	}
 }
 
-// dealDown deals the experts' A: 16 rows of them and eight stages' columns at a time.
-func (p *planner) dealDown(phase int, blocks []int, first, end int) {
-	for group := range p.ranks() / 16 {
-		for _, t := range phaseTargets[phase] {
-			if !p.adapts(t) {
+// order puts a block's part of A first, for others wait for it, and what needs A's products last.
+func (p *planner) order(phase int) {
+	place := map[int32]int{runDown: 0, runWeights: 1, runWeightsAndUp: 2}
+	for b := range p.blocks {
+		slices.SortStableFunc(p.work[b][phase], func(x, y streamRun) int {
+			kind := cmp.Compare(place[x.Kind], place[y.Kind])
+			if x.Kind == runWeights {
+				return kind
+			}
+			return cmp.Or(kind, cmp.Compare(x.Target, y.Target))
+		})
+	}
+}
+
+// columnsOf notes which columns each block needs, and who keeps those of a slice.
+func (p *planner) columnsOf(phase, n int, edge func(int) int) {
+	kept := make([]bool, n)
+	for b := range p.blocks {
+		work := p.work[b][phase]
+		if len(work) == 0 {
+			continue
+		}
+		first, end := work[0].Column/streamCols, int32(0)
+		for _, r := range work {
+			first, end = min(first, r.Column/streamCols), max(end, r.Column/streamCols+r.Count)
+		}
+		x := &p.plan.parts[b*streamPhases+phase]
+		// Whole slices: they are what can be kept.
+		for slice := range n {
+			from, to := int32(edge(slice)), int32(edge(slice+1))
+			if to <= first || from >= end {
 				continue
 			}
-			for c := first; c < end; c += streamWarps {
-				bytes := min(streamWarps, end-c) * 2048
-				if 16*group >= p.usual() {
-					bytes = 0
-				}
-				p.give(p.least(blocks), phase, streamRun{runDown, int32(t), int32(group), int32(c * streamCols), 1}, bytes)
-				if group == 0 {
-					p.plan.targets[t].DownStages++
-				}
+			first, end = min(first, from), max(end, to)
+			if !kept[slice] && x.KeepColumns == 0 {
+				kept[slice] = true
+				x.KeepSlice, x.KeepFirst, x.KeepColumns = int32(slice), from*streamCols, (to-from)*streamCols
 			}
 		}
-	}
-}
-
-// dealUp deals the experts' B, for 128 rows of the output at a time.
-func (p *planner) dealUp(phase int, panels []panel) {
-	var busy []int
-	for b := range p.blocks {
-		if len(p.work[b][phase]) > 0 {
-			busy = append(busy, b)
-		}
-	}
-	for _, x := range panels {
-		if p.adapts(x.target) {
-			p.give(p.least(busy), phase, streamRun{Kind: runUp, Target: int32(x.target), Row: int32(x.row)}, p.usual()*streamRows*2)
-		}
-	}
-}
-
-// columnsOf notes which columns the blocks of a slice need; the first that has work keeps the stream for others.
-func (p *planner) columnsOf(phase, slice, first, end int, blocks []int) {
-	if p.plan.parts == nil {
-		p.plan.parts = make([]streamPart, p.blocks*streamPhases)
-	}
-	keeps := int32(1)
-	for _, b := range blocks {
-		x := &p.plan.parts[b*streamPhases+phase]
-		*x = streamPart{FirstColumn: int32(first * streamCols), Columns: int32((end - first) * streamCols), Slice: int32(slice)}
-		if len(p.work[b][phase]) > 0 {
-			x.Keeps, keeps = keeps, 0
-		}
+		x.FirstColumn, x.Columns = first*streamCols, (end-first)*streamCols
 		p.plan.columns = max(p.plan.columns, int(x.Columns))
 	}
+	if i := slices.Index(kept, false); i >= 0 {
+		panic(fmt.Sprintf("kernels/cuda: nobody keeps slice %d of phase %d", i, phase))
+	}
 }
 
-// collect lays the blocks' work end to end.
+// collect lays the blocks' work end to end, counts what is added to each panel, and names those who clear sums: what they add next must be
+// what others wait for.
 func (p *planner) collect() {
+	var clearers []int32
 	for b := range p.blocks {
+		before := len(p.plan.runs)
 		for phase := range streamPhases {
+			work := p.work[b][phase]
 			x := &p.plan.parts[b*streamPhases+phase]
-			x.FirstRun, x.Runs = int32(len(p.plan.runs)), int32(len(p.work[b][phase]))
-			p.plan.runs = append(p.plan.runs, p.work[b][phase]...)
+			x.FirstRun, x.Runs = int32(len(p.plan.runs)), int32(len(work))
+			p.plan.runs = append(p.plan.runs, work...)
+			for _, r := range work {
+				if r.Kind != runDown {
+					p.plan.adds[p.plan.targets[r.Target].Panel+r.Row/streamRows]++
+				}
+			}
+			if phase == intoMLP && len(work) > 0 {
+				clearers = append(clearers, int32(b))
+			}
 		}
+		p.plan.longest = max(p.plan.longest, len(p.plan.runs)-before)
+	}
+	for i, b := range clearers {
+		x := &p.plan.parts[b*streamPhases+intoMLP]
+		x.Clear, x.Clearers = int32(i), int32(len(clearers))
 	}
 }

@@ -4,18 +4,21 @@
 // weights (S, n); ids and weights none if the model has no experts.
 //
 // On Hopper, as one kernel whose blocks stay for the whole step, one to a multiprocessor. One warp of a block copies the weights that the schedule
-// (stream_plan.go) gives to the block, layer after layer, to a ring in shared memory, and waits for nothing but room. The other eight multiply what
-// has come with the activations of up to 8·TILES sequences. Activations go from block to block through memory: sums of products are added up as
-// integers, units of 2^-31, so that their order does not matter and a step repeats bit for bit; counters say how much of them is there. What
-// is added to must be zero: there are three slots for the sums of a layer, of which one is being cleared.
+// (stream_plan.go) gives to the block, layer after layer, to a ring in shared memory, and waits for nothing but room. Eight others multiply what
+// has come with the activations of up to 8·TILES sequences. Activations go from block to block through memory: products are added up as
+// integers, so that their order does not matter and a step repeats bit for bit, and a sum says itself whether it is complete (stream.cuh). What
+// is added to must be zero: there are three slots for the sums of a layer, of which one more warp clears those that are not in use.
 //
 // A norm's factor is a number for a sequence, and all between two norms is linear: it is applied where a sum is read, so that no block needs a whole row.
+//
+// Why no more than three slots are needed: a sum of a layer's last projection is complete only if all blocks have read all that they need of the
+// layer's projections into the MLP, and so have added all their products of earlier phases.
 #include "hopper.cuh"
 #include "mma.cuh"
 #include "stream.cuh"
 
-// One warp copies, eight multiply.
-constexpr int stream_warps = 8, stream_workers = 32 * stream_warps, stream_threads = stream_workers + 32;
+// Eight warps multiply, one copies, one clears.
+constexpr int stream_warps = 8, stream_workers = 32 * stream_warps, stream_threads = stream_workers + 64;
 
 enum Phase { into_attention, out_of_attention, into_mlp, out_of_mlp, into_logits, stream_phases };
 
@@ -23,11 +26,13 @@ enum Phase { into_attention, out_of_attention, into_mlp, out_of_mlp, into_logits
 struct StreamStep {
     StreamPart part[stream_phases];
     int pos[stream_sequences], first_block[stream_sequences], blocks[stream_sequences], splits[stream_sequences], items[stream_sequences + 1];
-    int top, shares, active; // sequences up to the last that is decoded; attention's parts of each key-value head; experts in use
+    int top, active; // sequences up to the last that is decoded; experts in use
     int turn;
     int expert[stream_active];
-    float rstd[stream_sequences];
-    float squares[stream_warps][stream_sequences];
+    int ids[stream_choices];
+    float weights[stream_choices];
+    float squares[stream_warps], rstd[stream_sequences];
+    StreamLayer layer[2]; // that of an even number and that of an odd one
 };
 
 template <int TILES, int DIM, int GROUP> struct Stream {
@@ -38,6 +43,9 @@ template <int TILES, int DIM, int GROUP> struct Stream {
     unsigned char *ring;
     Barrier *full, *empty;
     bf16 *x, *gated;
+    const StreamRun *runs;
+    const int *added;
+    Barrier *cleared;
     int stage = 0;
     unsigned parity = 0;
 
@@ -50,7 +58,10 @@ template <int TILES, int DIM, int GROUP> struct Stream {
         int turn = (step.turn + layer + 3) % 3;
         return m.sums + turn * m.slot_size;
     }
-    __device__ int *counters(int layer) const { return (int *)slot(layer); }
+    // What marks numbers said in a layer.
+    __device__ int when(int layer) const { return step.turn + layer + 1; }
+    // The additions to the rows of a target from row d on, which are those of its panel.
+    __device__ int adds(const StreamTarget &t, int d) const { return added[t.panel + d / 128]; }
 
     // ---- The warp that copies.
 
@@ -71,35 +82,35 @@ template <int TILES, int DIM, int GROUP> struct Stream {
     }
 
     __device__ void copy_runs(const TensorMap *maps, const StreamPart &part) {
+        int ranks = step.active * m.rank;
         for (int i = 0; i < part.runs; i++) {
-            StreamRun r = m.runs[part.first_run + i];
-            if (r.kind == stream_weights) {
-                for (int j = 0; j < r.count; j++) {
-                    unsigned char *to = room(stream_stage);
-                    copy_box_once(to, maps + r.target, r.column + 64 * j, r.row, full + stage);
-                    next();
-                }
-            } else if (r.kind == stream_down) {
-                if (16 * r.row >= step.active * m.rank) continue;
-                int end = part.first_column + part.columns;
-                for (int j = 0; j < r.count; j++) {
-                    int from = r.column + 64 * stream_warps * j, n = min(stream_warps, (end - from) / 64);
+            const StreamRun &r = runs[part.first_run + i];
+            if (r.kind == stream_down) {
+                if (16 * r.row >= ranks) continue;
+                for (int j = 0; j < r.count; j += stream_warps) {
+                    int from = r.column + 64 * j, n = min(stream_warps, r.count - j);
                     unsigned char *to = room(n * 2048);
                     for (int w = 0; w < n; w++)
                         for (int h = 0; h < 2; h++)
                             copy_box(to + 2048 * w + 1024 * h, maps + stream_targets + r.target, from + 64 * w, expert_row(2 * r.row + h), full + stage);
                     next();
                 }
-            } else {
-                int eights = step.active * m.rank / 8;
-                for (int k = 0; k < eights; k += 8) {
-                    int n = min(8, (eights - k + 1) / 2 * 2);
-                    unsigned char *to = room(n * 2048);
-                    for (int j = 0; j < n; j++)
-                        for (int h = 0; h < 2; h++)
-                            copy_box(to + 2048 * j + 1024 * h, maps + 2 * stream_targets + r.target, r.row + 64 * h, expert_row(k + j), full + stage);
-                    next();
-                }
+                continue;
+            }
+            for (int j = 0; j < r.count; j++) {
+                unsigned char *to = room(stream_stage);
+                copy_box_once(to, maps + r.target, r.column + 64 * j, r.row, full + stage);
+                next();
+            }
+            if (r.kind != stream_weights_and_up) continue;
+            int eights = ranks / 8, halves = r.row + 64 < m.target[r.target].rows ? 2 : 1;
+            for (int k = 0; k < eights; k += 8) {
+                int n = min(8, (eights - k + 1) / 2 * 2);
+                unsigned char *to = room(n * halves * 1024);
+                for (int j = 0; j < n; j++)
+                    for (int h = 0; h < halves; h++)
+                        copy_box(to + 2048 * j + 1024 * h, maps + 2 * stream_targets + r.target, r.row + 64 * h, expert_row(k + j), full + stage);
+                next();
             }
         }
     }
@@ -122,13 +133,27 @@ template <int TILES, int DIM, int GROUP> struct Stream {
         });
     }
 
+    // Brings the maps of targets near, of which the first use would wait for them.
+    __device__ void expect(const TensorMap *maps, int first, int end) const {
+        for (int t = first; t < end; t++)
+            for (int i = 0; i < (m.adapted >> t & 1 ? 3 : 1); i++) prefetch_map(maps + i * stream_targets + t);
+    }
     __device__ void copy() {
+        expect(m.maps, stream_q_proj, stream_o_proj);
         for (int l = 0; l < m.layers; l++) {
             const TensorMap *maps = m.maps + l * stream_maps;
+            prefetch_map(maps + 3 * stream_targets), prefetch_map(maps + 3 * stream_targets + 1);
+            expect(maps, stream_o_proj, stream_gate_proj);
             copy_runs(maps, step.part[into_attention]);
             copy_keys(maps);
+            expect(maps, stream_gate_proj, stream_down_proj);
             copy_runs(maps, step.part[out_of_attention]);
+            expect(maps, stream_down_proj, stream_targets);
             copy_runs(maps, step.part[into_mlp]);
+            if (l + 1 < m.layers)
+                expect(maps + stream_maps, stream_q_proj, stream_o_proj);
+            else
+                prefetch_map(maps + stream_maps + stream_targets);
             copy_runs(maps, step.part[out_of_mlp]);
         }
         copy_runs(m.maps + m.layers * stream_maps, step.part[into_logits]);
@@ -154,20 +179,6 @@ template <int TILES, int DIM, int GROUP> struct Stream {
 
     __device__ void meet() const { threads_sync(1, stream_workers); }
 
-    // Waits until n counters from c on have come to a value. The first warp looks, then all meet.
-    __device__ void wait(const int *c, int n, int value) const {
-        if (warp == 0)
-            for (int i = lane; i < n; i += 32) wait_for(c + i, value);
-    }
-    // Tells that n more of something are there, for this warp.
-    __device__ void tell(int *counter, int n) const {
-        __syncwarp();
-        if (lane == 0) {
-            fence_card();
-            add_to(counter, n);
-        }
-    }
-
     // d += the stage's 16 rows of this warp times 64 columns of x from k on.
     __device__ void multiply(float (&d)[TILES][4], const unsigned char *rows, const bf16 *from, int stride, int k) const {
         int r = lane % 8 + lane / 8 % 2 * 8;
@@ -192,47 +203,50 @@ template <int TILES, int DIM, int GROUP> struct Stream {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 int r = row + lane / 4 + i / 2 * 8, s = 8 * t + lane % 4 * 2 + i % 2;
-                if (r < rows && s < step.top) add_fixed(sums + (long long)s * stride + r, d[t][i], m.bad);
+                if (r < rows && s < step.top) add_to_sum(sums + (long long)s * stride + r, d[t][i], m.bad);
                 d[t][i] = 0;
             }
     }
 
-    __device__ void run_all(int phase, long long *sums, long long *hidden, int *counter) {
+    // The runs of a phase.
+    __device__ void run_all(int phase, long long *sums) {
         const StreamPart &part = step.part[phase];
-        int stride = part.columns + 8, ranks = step.active * m.rank, gated_for = -1;
+        int stride = part.columns + 8, ranks = step.active * m.rank;
+        unsigned ready = 0; // the targets whose hidden numbers are in `gated`
         float d[TILES][4] = {};
         for (int i = 0; i < part.runs; i++) {
-            StreamRun r = m.runs[part.first_run + i];
+            const StreamRun &r = runs[part.first_run + i];
             const StreamTarget &t = m.target[r.target];
-            if (r.kind == stream_weights) {
-                for (int j = 0; j < r.count; j++) {
-                    barrier_wait(full + stage, parity);
-                    multiply(d, ring + stage * stream_stage + warp * 2048, x, stride, r.column - part.first_column + 64 * j);
-                    release();
-                }
-                add(d, sums + t.sums_at, r.row + 16 * warp, t.rows, t.stride);
-                if (counter) tell(counter + t.counter_at + r.row / 128, r.count);
-            } else if (r.kind == stream_down) {
+            if (r.kind == stream_down) {
                 if (16 * r.row >= ranks) continue;
-                for (int j = 0; j < r.count; j++) {
+                for (int j = 0; j < r.count; j += stream_warps) {
                     barrier_wait(full + stage, parity);
-                    int k = r.column - part.first_column + 64 * (stream_warps * j + warp);
-                    if (k < part.columns) multiply(d, ring + stage * stream_stage + warp * 2048, x, stride, k);
+                    if (j + warp < r.count) multiply(d, ring + stage * stream_stage + warp * 2048, x, stride, r.column - part.first_column + 64 * (j + warp));
                     release();
                 }
-                add(d, hidden + t.hidden_at, 16 * r.row, ranks, m.most_ranks);
-                tell(counter + t.hidden_counter, r.count);
-            } else {
-                if (gated_for != r.target) gate(hidden + t.hidden_at, counter + t.hidden_counter, t.down_stages * stream_warps * ((ranks + 15) / 16));
-                gated_for = r.target;
+                if (m.local) {
+                    keep_hidden(d, 16 * r.row);
+                    if (16 * r.row + 16 >= ranks) gate_local(t.place), ready |= 1 << r.target;
+                } else {
+                    add(d, sums + t.hidden_at, 16 * r.row, ranks, m.most_ranks);
+                }
+                continue;
+            }
+            for (int j = 0; j < r.count; j++) {
+                barrier_wait(full + stage, parity);
+                multiply(d, ring + stage * stream_stage + warp * 2048, x, stride, r.column - part.first_column + 64 * j);
+                release();
+            }
+            if (r.kind == stream_weights_and_up) {
+                if (!(ready >> r.target & 1)) gate(t, sums, (ranks + 15) / 16);
+                ready |= 1 << r.target;
                 for (int k = 0; k < ranks; k += 64) {
                     barrier_wait(full + stage, parity);
-                    multiply_up(d, ring + stage * stream_stage, k, min(4, (ranks - k + 15) / 16));
+                    multiply_up(d, ring + stage * stream_stage, gated_of(t.place), k, min(4, (ranks - k + 15) / 16));
                     release();
                 }
-                add(d, sums + t.sums_at, r.row + 16 * warp, t.rows, t.stride);
-                tell(counter + t.counter_at + r.row / 128, 1);
             }
+            add(d, sums + t.sums_at, r.row + 16 * warp, t.rows, t.stride);
         }
     }
     __device__ void release() {
@@ -241,33 +255,73 @@ template <int TILES, int DIM, int GROUP> struct Stream {
         next();
     }
 
-    // The experts' hidden numbers, once they are there, times their gates, as right sides for multiply_up.
-    __device__ void gate(const long long *hidden, const int *counter, int value) {
-        wait(counter, 1, value);
-        meet();
-        int ranks = step.active * m.rank, padded = (ranks + 15) / 16 * 16, stride = m.most_ranks + 8;
+    // The hidden numbers of a phase's targets as right sides for multiply_up, and where a block adds up its own.
+    __device__ bf16 *gated_of(int place) const { return gated + place * columns * (m.most_ranks + 8); }
+    __device__ float *hidden() const { return (float *)gated_of(3); }
+
+    // s·weights[s, k] of the expert of a row of those in use.
+    __device__ float gate_of(int s, int row) const {
+        if (s >= step.top || step.pos[s] < 0) return 0;
+        int e = step.expert[row / m.rank];
+        float g = 0;
+        for (int j = 0; j < m.chosen; j++)
+            if (step.ids[s * m.chosen + j] == e) g += step.weights[s * m.chosen + j];
+        return m.scale * g;
+    }
+    // The experts' hidden numbers, once all blocks' parts of them are there, times their gates.
+    __device__ void gate(const StreamTarget &t, const long long *sums, int groups) {
+        bf16 *to = gated_of(t.place);
+        int ranks = step.active * m.rank, padded = 16 * groups, stride = m.most_ranks + 8;
         for (int i = threadIdx.x; i < padded * columns; i += stream_workers) {
             int k = i % padded, s = i / padded;
             float v = 0;
-            if (k < ranks && s < step.top && step.pos[s] >= 0) {
-                int e = step.expert[k / m.rank];
-                float g = 0;
-                for (int j = 0; j < m.chosen; j++)
-                    if (m.ids[s * m.chosen + j] == e) g += m.weights[s * m.chosen + j];
-                v = m.scale * g * from_fixed(read(hidden + (long long)s * m.most_ranks + k));
-            }
-            gated[s * stride + k] = to_bf16(v);
+            if (k < ranks && s < step.top) v = gate_of(s, k) * complete(sums + t.hidden_at + (long long)s * m.most_ranks + k, t.hidden_adds);
+            to[s * stride + k] = to_bf16(v);
         }
         meet();
     }
-    __device__ void multiply_up(float (&d)[TILES][4], const unsigned char *at, int k, int steps) const {
+    // A sum of n numbers, when it has them.
+    __device__ float complete(const long long *sum, int n) const {
+        Patience patience;
+        for (;;) {
+            long long v = glance(sum);
+            if (additions(v) == n) return sum_of(v, n);
+            patience.wait();
+        }
+    }
+    // This warp's part of 16 rows of hidden numbers.
+    __device__ void keep_hidden(float (&d)[TILES][4], int row) const {
+        float *to = hidden() + ((row / 16 * stream_warps + warp) * 32 + lane) * 4 * TILES;
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) to[4 * t + i] = d[t][i], d[t][i] = 0;
+    }
+    __device__ void gate_local(int place) {
+        bf16 *to = gated_of(place);
+        int ranks = step.active * m.rank, padded = (ranks + 15) / 16 * 16, stride = m.most_ranks + 8;
+        meet();
+        for (int i = threadIdx.x; i < padded * columns; i += stream_workers) {
+            int k = i % padded, s = i / padded;
+            // Where a fragment has row k % 16 of column s % 8.
+            int at = (k % 8 * 4 + s % 8 / 2) * 4 * TILES + s / 8 * 4 + k % 16 / 8 * 2 + s % 2;
+            float v = 0;
+            if (k < ranks && s < step.top) {
+                for (int w = 0; w < stream_warps; w++) v += hidden()[(k / 16 * stream_warps + w) * 128 * TILES + at];
+                v *= gate_of(s, k);
+            }
+            to[s * stride + k] = to_bf16(v);
+        }
+        meet();
+    }
+    __device__ void multiply_up(float (&d)[TILES][4], const unsigned char *at, const bf16 *hidden, int k, int steps) const {
         int stride = m.most_ranks + 8, chunk = 2 * (warp % 4) + lane / 8 % 2, r = lane % 8;
         for (int i = 0; i < steps; i++) {
             unsigned a[4];
             ldmatrix_transposed(a, at + (2 * i + lane / 16) * 2048 + warp / 4 * 1024 + r * 128 + (chunk ^ r) * 16);
 #pragma unroll
             for (int t = 0; t < TILES; t++) {
-                const bf16 *from = gated + (8 * t + lane / 4) * stride + k + 16 * i + lane % 4 * 2;
+                const bf16 *from = hidden + (8 * t + lane / 4) * stride + k + 16 * i + lane % 4 * 2;
                 unsigned b[2] = {*(const unsigned *)from, *(const unsigned *)(from + 8)};
                 mma(d[t], a, b);
             }
@@ -276,200 +330,289 @@ template <int TILES, int DIM, int GROUP> struct Stream {
 
     // ---- What a phase multiplies with: its part's columns of x.
 
-    // f(s, c) is an element of the residual stream; x is it times the norm's weight. The first of those who have these columns keeps the stream and
-    // its squares for all.
-    template <class F> __device__ void fill_stream(const StreamPart &part, const float *norm, float *keep, float *squares, F f) {
-        int stride = part.columns + 8;
-        for (int s = 0; s < step.top; s++) {
-            float sum = 0;
-            for (int c = 2 * threadIdx.x; c < part.columns; c += 2 * stream_workers) {
-                float2 v = make_float2(0, 0);
-                int d = part.first_column + c;
-                if (step.pos[s] >= 0) {
-                    v = f(s, d);
-                    if (part.keeps && keep) *(float2 *)(keep + (long long)s * m.width + d) = v;
+    // For each sequence s that this warp has: for its pairs of columns c, c + 1 of a part load(s, c) until it gives what is ready, and then
+    // store(s, c, what it gave); end(s). Several loads are under way at once. A sequence is that of one warp or, if there are few, of several.
+    template <class L, class S, class E> __device__ void each_pair(const StreamPart &part, L load, S store, E end) const {
+        constexpr int together = 4;
+        int each = share(), threads = 32 * each, own = threadIdx.x % threads;
+        for (int s = warp / each; s < step.top; s += stream_warps / each) {
+            for (int base = 0; base < part.columns; base += 2 * together * threads) {
+                int c = base + 2 * own;
+                decltype(load(0, 0)) v[together];
+                Patience patience;
+                for (bool ready = false; !ready; patience.wait()) {
+                    ready = true;
+#pragma unroll
+                    for (int i = 0; i < together; i++)
+                        if (c + 2 * i * threads < part.columns) v[i] = load(s, c + 2 * i * threads);
+#pragma unroll
+                    for (int i = 0; i < together; i++)
+                        if (c + 2 * i * threads < part.columns) ready &= v[i].ready();
                 }
-                sum = fmaf(v.x, v.x, fmaf(v.y, v.y, sum));
-                float2 w = *(const float2 *)(norm + d);
-                *(unsigned *)(x + s * stride + c) = pack(v.x * w.x, v.y * w.y);
+#pragma unroll
+                for (int i = 0; i < together; i++)
+                    if (c + 2 * i * threads < part.columns) store(s, c + 2 * i * threads, v[i]);
             }
-            if (part.keeps) {
-                sum = warp_sum(sum);
-                if (lane == 0) step.squares[warp][s] = sum;
-            }
-        }
-        meet();
-        if (part.keeps && (int)threadIdx.x < step.top) {
-            float sum = 0;
-            for (int w = 0; w < stream_warps; w++) sum += step.squares[w][threadIdx.x];
-            squares[part.slice * stream_sequences + threadIdx.x] = sum;
+            __syncwarp();
+            end(s);
         }
     }
-    // Tells that the squares are there.
-    __device__ void tell_squares(const StreamPart &part, int *counter) const {
-        if (!part.keeps) return;
-        meet();
-        if (threadIdx.x == 0) fence_card(), add_to(counter, 1);
-    }
-    // The norm's factor of each sequence.
-    __device__ void find_rstd(const float *squares, const int *counter) {
-        wait(counter, 1, m.slices);
-        meet();
-        if ((int)threadIdx.x < step.top) {
-            float sum = 0;
-            for (int i = 0; i < m.slices; i++) sum += read(squares + i * stream_sequences + threadIdx.x);
-            step.rstd[threadIdx.x] = rsqrtf(sum / m.width + m.eps);
+    // The warps to a sequence.
+    __device__ int share() const { return step.top <= 1 ? 8 : step.top <= 2 ? 4 : step.top <= 4 ? 2 : 1; }
+
+    // Two columns of the residual stream: what they were, and what a linear layer adds.
+    struct Grown {
+        Said2 base;
+        longlong2 sum;
+        float2 norm, bias;
+        int when, adds;
+        __device__ bool ready() const {
+            return base.a.when == when && base.b.when == when && (adds == 0 || (additions(sum.x) == adds && additions(sum.y) == adds));
         }
+    };
+
+    // The residual stream, times the norm's weight: base(s, d) and what a linear layer, if there is one, has added up. Of the columns that this
+    // block keeps, it tells others the stream and the sums of its squares.
+    template <class B>
+    __device__ void fill_stream(const StreamPart &part, int layer, const float *norm, Said *keep, Said *squares, const StreamTarget *t, const long long *sums, const float *bias, B base) {
+        int stride = part.columns + 8, kept_from = part.keep_first - part.first_column;
+        float square = 0;
+        each_pair(
+            part,
+            [&](int s, int c) {
+                int d = part.first_column + c;
+                Grown v;
+                v.norm = *(const float2 *)(norm + d), v.bias = make_float2(0, 0);
+                v.adds = 0, v.when = 0, v.sum = make_longlong2(0, 0), v.base = {{0, 0}, {0, 0}};
+                if (step.pos[s] < 0) return v;
+                base(v, s, d);
+                if (t) v.adds = adds(*t, d), v.sum = glance((const longlong2 *)(sums + t->sums_at + (long long)s * m.width + d));
+                if (bias) v.bias = *(const float2 *)(bias + d);
+                return v;
+            },
+            [&](int s, int c, const Grown &v) {
+                int d = part.first_column + c;
+                float2 y = make_float2(v.base.a.number, v.base.b.number);
+                if (t) y.x += sum_of(v.sum.x, v.adds), y.y += sum_of(v.sum.y, v.adds);
+                y.x += v.bias.x, y.y += v.bias.y;
+                if ((unsigned)(c - kept_from) < (unsigned)part.keep_columns) {
+                    if (keep) say(keep + (long long)s * m.width + d, y.x, when(layer)), say(keep + (long long)s * m.width + d + 1, y.y, when(layer));
+                    square = fmaf(y.x, y.x, fmaf(y.y, y.y, square));
+                }
+                *(unsigned *)(x + s * stride + c) = pack(y.x * v.norm.x, y.y * v.norm.y);
+            },
+            [&](int s) {
+                if (!part.keep_columns) return;
+                float sum = warp_sum(square);
+                square = 0;
+                if (lane != 0) return;
+                if (share() == 1)
+                    say(squares + part.keep_slice * stream_sequences + s, sum, when(layer));
+                else
+                    step.squares[warp] = sum;
+            });
         meet();
+        if (part.keep_columns && share() > 1 && (int)threadIdx.x < step.top) {
+            float sum = 0;
+            for (int w = 0; w < share(); w++) sum += step.squares[threadIdx.x * share() + w];
+            say(squares + part.keep_slice * stream_sequences + threadIdx.x, sum, when(layer));
+        }
+    }
+    // The norm's factor of a sequence, for a whole warp, when its squares are there.
+    __device__ float rstd_of(const Said *squares, int layer, int s) const {
+        Patience patience;
+        Said v = {0, 0};
+        if (lane < m.slices)
+            while ((v = glance(squares + lane * stream_sequences + s)).when != when(layer)) patience.wait();
+        __syncwarp();
+        return rsqrtf(warp_sum(v.number) / m.width + m.eps);
     }
 
-    __device__ float2 embedding(int s, int d) const {
-        unsigned v = *(const unsigned *)(m.embed + (long long)m.tokens[s] * m.width + d);
-        return make_float2(__uint_as_float(v << 16), __uint_as_float(v & 0xffff0000u));
+    __device__ void embedding(Grown &v, int s, int d) const {
+        unsigned e = *(const unsigned *)(m.embed + (long long)m.tokens[s] * m.width + d);
+        v.base.a.number = __uint_as_float(e << 16), v.base.b.number = __uint_as_float(e & 0xffff0000u);
     }
-    // base + the sums of a linear layer and its bias.
-    __device__ float2 plus_sums(float2 base, const long long *sums, const float *bias, int s, int d) const {
-        longlong2 v = __ldcg((const longlong2 *)(sums + (long long)s * m.width + d));
-        base.x += from_fixed(v.x), base.y += from_fixed(v.y);
-        if (bias) base.x += bias[d], base.y += bias[d + 1];
-        return base;
+    __device__ void kept(Grown &v, const Said *keep, int layer, int s, int d) const {
+        v.base = glance((const Said2 *)(keep + (long long)s * m.width + d)), v.when = when(layer);
     }
-    __device__ float2 kept(const float *keep, int s, int d) const { return __ldcg((const float2 *)(keep + (long long)s * m.width + d)); }
+    // The residual stream behind layer l - 1, into attention or, behind the last layer, into the logits.
+    __device__ void fill_from_mlp(int l, const StreamPart &part, const float *norm, Said *keep, Said *squares) {
+        if (l == 0)
+            fill_stream(part, l, norm, nullptr, squares, nullptr, nullptr, nullptr, [&](Grown &v, int s, int d) { embedding(v, s, d); });
+        else
+            fill_stream(part, l, norm, keep, squares, m.target + stream_down_proj, slot(l - 1), step.layer[(l - 1) & 1].bias[stream_down_proj],
+                        [&](Grown &v, int s, int d) { kept(v, m.between, l - 1, s, d); });
+    }
+
+    // ---- The warp that clears.
 
     __device__ void clear(long long *from, int n) const { // n even
-        int share = (n / 2 + gridDim.x - 1) / gridDim.x, end = min(n / 2, share * ((int)blockIdx.x + 1));
-        for (int i = share * blockIdx.x + threadIdx.x; i < end; i += stream_workers) ((longlong2 *)from)[i] = make_longlong2(0, 0);
+        const StreamPart &part = step.part[into_mlp];
+        int share = (n / 2 + part.clearers - 1) / part.clearers, end = min(n / 2, share * (part.clear + 1));
+        for (int i = share * part.clear + lane; i < end; i += 32) ((longlong2 *)from)[i] = make_longlong2(0, 0);
     }
-
-    // The residual stream behind layer l - 1, into attention or, behind the last layer, into the logits.
-    __device__ void fill_from_mlp(int l, const StreamPart &part, const float *norm, float *keep, float *squares) {
-        if (l == 0)
-            fill_stream(part, norm, nullptr, squares, [&](int s, int d) { return embedding(s, d); });
-        else
-            fill_stream(part, norm, keep, squares, [&](int s, int d) {
-                return plus_sums(kept(m.between, s, d), slot(l - 1) + m.target[stream_down_proj].sums_at, m.layer[l - 1].bias[stream_down_proj], s, d);
-            });
-    }
-    __device__ void wait_columns(const int *counter, const StreamTarget &t, const StreamPart &part) const {
-        int first = part.first_column / 128, end = (part.first_column + part.columns + 127) / 128;
-        wait(counter + t.counter_at + first, end - first, t.complete);
+    __device__ void clear_all() const {
+        if (!step.part[into_mlp].clearers) return;
+        const StreamTarget &t = m.target[stream_down_proj];
+        for (int l = 0; l < m.layers; l++) {
+            if (l > 0 && lane == 0) complete(slot(l - 1) + t.sums_at + (long long)(step.top - 1) * t.stride, adds(t, 0));
+            __syncwarp();
+            clear(slot(l - 1), m.early_size);
+            clear(slot(l - 2) + m.early_size, m.slot_size - m.early_size);
+            fence_card();
+            __syncwarp();
+            if (lane == 0) barrier_arrive(cleared);
+        }
     }
 
     __device__ void multiply_all() {
+        fetch_layer(0);
+        meet();
         for (int l = 0; l < m.layers; l++) {
-            const StreamLayer &layer = m.layer[l];
+            const StreamLayer &layer = step.layer[l & 1];
             long long *sums = slot(l);
-            int *counter = counters(l), *before = counters(l - 1);
-            float *squares = m.squares + (l & 1) * 2 * m.slices * stream_sequences, *squares_mlp = squares + m.slices * stream_sequences;
-            {
-                const StreamPart &part = step.part[into_attention];
-                if (l > 0) wait_columns(before, m.target[stream_down_proj], part);
-                meet();
-                clear(slot(l - 1), m.early_size);
-                clear(slot(l - 2) + m.early_size, m.slot_size - m.early_size);
-                if (part.runs) {
-                    fill_from_mlp(l, part, layer.input_norm, m.stream, squares);
-                    tell_squares(part, counter + m.squares_at);
-                    meet();
-                    run_all(into_attention, sums, sums, counter);
-                }
+            if (const StreamPart &part = step.part[into_attention]; part.runs) {
+                fill_from_mlp(l, part, layer.input_norm, m.stream, m.squares);
+                run_all(into_attention, sums);
             }
-            attend(l, layer, sums, counter, squares);
+            attend(l, layer, sums);
+            meet(); // also: nobody uses the layer before any more
+            if (l + 1 < m.layers) fetch_layer(l + 1);
             if (const StreamPart &part = step.part[out_of_attention]; part.runs) {
-                int first = part.first_column / DIM / group_size(), end = (part.first_column + part.columns - 1) / DIM / group_size() + 1;
-                wait(counter + m.attended_at + first, end - first, step.shares);
+                fill_attended(l, part);
                 meet();
-                fill_attended(part);
-                meet();
-                run_all(out_of_attention, sums, sums, counter);
+                run_all(out_of_attention, sums);
             }
             if (const StreamPart &part = step.part[into_mlp]; part.runs) {
-                wait_columns(counter, m.target[stream_o_proj], part);
                 meet();
-                const long long *o = sums + m.target[stream_o_proj].sums_at;
-                const float *bias = layer.bias[stream_o_proj];
-                fill_stream(part, layer.post_norm, m.between, squares_mlp, [&](int s, int d) {
-                    return plus_sums(l == 0 ? embedding(s, d) : kept(m.stream, s, d), o, bias, s, d);
-                });
-                tell_squares(part, counter + m.squares_mlp_at);
-                meet();
-                run_all(into_mlp, sums, sums, counter);
+                fill_stream(part, l, layer.post_norm, m.between, m.squares_mlp, m.target + stream_o_proj, sums, layer.bias[stream_o_proj],
+                            [&](Grown &v, int s, int d) {
+                                if (l == 0)
+                                    embedding(v, s, d);
+                                else
+                                    kept(v, m.stream, l, s, d);
+                            });
+                barrier_wait(cleared, l & 1); // those who see these sums may use what this block has cleared
+                run_all(into_mlp, sums);
             }
             if (const StreamPart &part = step.part[out_of_mlp]; part.runs) {
-                wait_columns(counter, m.target[stream_gate_proj], part);
-                wait_columns(counter, m.target[stream_up_proj], part);
-                find_rstd(squares_mlp, counter + m.squares_mlp_at);
-                fill_mlp(part, layer, sums);
                 meet();
-                run_all(out_of_mlp, sums, sums, counter);
+                fill_mlp(l, part, layer, sums);
+                meet();
+                run_all(out_of_mlp, sums);
             }
+            meet();
         }
         const StreamPart &part = step.part[into_logits];
         if (!part.runs) return;
-        wait_columns(counters(m.layers - 1), m.target[stream_down_proj], part);
-        meet();
         fill_from_mlp(m.layers, part, m.norm, nullptr, m.logit_squares);
-        meet();
-        run_all(into_logits, m.logits, nullptr, nullptr);
+        run_all(into_logits, m.logits);
+    }
+    __device__ void fetch_layer(int l) const {
+        for (int i = threadIdx.x; i < (int)sizeof(StreamLayer) / 8; i += stream_workers) ((long long *)&step.layer[l & 1])[i] = ((const long long *)(m.layer + l))[i];
     }
     __device__ int group_size() const { return m.heads / m.kv_heads; }
 
-    __device__ void fill_attended(const StreamPart &part) {
-        int stride = part.columns + 8;
-        for (int s = 0; s < step.top; s++) {
-            int n = step.splits[s];
-            for (int c = 2 * threadIdx.x; c < part.columns; c += 2 * stream_workers) {
-                int d = part.first_column + c;
-                float2 v = make_float2(0, 0);
-                if (step.pos[s] >= 0) {
-                    long long at = (long long)(s * m.heads + d / DIM) * stream_splits;
-                    float most = -INFINITY, sum = 0;
-                    for (int j = 0; j < n; j++) most = fmaxf(most, read(m.part_scale + 2 * (at + j)));
-                    for (int j = 0; j < n; j++) {
-                        float2 scale = __ldcg((const float2 *)(m.part_scale + 2 * (at + j)));
-                        float2 o = __ldcg((const float2 *)(m.part_sums + (at + j) * DIM + d % DIM));
-                        float w = exp2_fast(scale.x - most);
-                        sum = fmaf(w, scale.y, sum), v.x = fmaf(w, o.x, v.x), v.y = fmaf(w, o.y, v.y);
+    // Attention's output: its parts, each times its share of the softmax.
+    struct Attended {
+        float2 v;
+        bool there;
+        __device__ bool ready() const { return there; }
+    };
+    __device__ void fill_attended(int l, const StreamPart &part) {
+        int stride = part.columns + 8, now = when(l);
+        each_pair(
+            part,
+            [&](int s, int c) {
+                int d = part.first_column + c, n = step.splits[s];
+                Attended a = {make_float2(0, 0), true};
+                if (n == 0) return a;
+                long long at = (long long)(s * m.heads + d / DIM) * stream_splits;
+                const Said2 *scales = (const Said2 *)m.part_scale + at, *outs = (const Said2 *)(m.part_sums + at * DIM + d % DIM);
+                float most = -INFINITY, sum = 0;
+                for (int j = 0; j < n; j += 4) {
+                    Said2 scale[4], o[4];
+#pragma unroll
+                    for (int i = 0; i < 4; i++)
+                        if (j + i < n) scale[i] = glance(scales + j + i), o[i] = glance(outs + (j + i) * (DIM / 2));
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        if (j + i >= n) break;
+                        a.there &= scale[i].a.when == now && scale[i].b.when == now && o[i].a.when == now && o[i].b.when == now;
+                        float top = fmaxf(most, scale[i].a.number), keep = exp2_fast(most - top), w = exp2_fast(scale[i].a.number - top);
+                        sum = fmaf(sum, keep, w * scale[i].b.number), a.v.x = fmaf(a.v.x, keep, w * o[i].a.number);
+                        a.v.y = fmaf(a.v.y, keep, w * o[i].b.number), most = top;
                     }
-                    v.x /= sum, v.y /= sum;
                 }
-                *(unsigned *)(x + s * stride + c) = pack(v.x, v.y);
-            }
-        }
+                a.v.x /= sum, a.v.y /= sum;
+                return a;
+            },
+            [&](int s, int c, const Attended &a) { *(unsigned *)(x + s * stride + c) = pack(a.v.x, a.v.y); }, [](int) {});
     }
-    __device__ void fill_mlp(const StreamPart &part, const StreamLayer &layer, const long long *sums) {
+    struct GateUp {
+        longlong2 gate, up;
+        int gates, ups;
+        __device__ bool ready() const {
+            return additions(gate.x) == gates && additions(gate.y) == gates && additions(up.x) == ups && additions(up.y) == ups;
+        }
+    };
+    __device__ void fill_mlp(int l, const StreamPart &part, const StreamLayer &layer, const long long *sums) {
         const StreamTarget &g = m.target[stream_gate_proj], &u = m.target[stream_up_proj];
         const float *gate_bias = layer.bias[stream_gate_proj], *up_bias = layer.bias[stream_up_proj];
-        int stride = part.columns + 8;
-        for (int s = 0; s < step.top; s++)
-            for (int c = 2 * threadIdx.x; c < part.columns; c += 2 * stream_workers) {
-                int d = part.first_column + c;
-                float y[2] = {0, 0};
-                if (step.pos[s] >= 0) {
-                    longlong2 a = __ldcg((const longlong2 *)(sums + g.sums_at + (long long)s * g.stride + d));
-                    longlong2 b = __ldcg((const longlong2 *)(sums + u.sums_at + (long long)s * u.stride + d));
-                    float r = step.rstd[s], ga[2] = {r * from_fixed(a.x), r * from_fixed(a.y)}, up[2] = {r * from_fixed(b.x), r * from_fixed(b.y)};
-#pragma unroll
-                    for (int i = 0; i < 2; i++) {
-                        if (gate_bias) ga[i] += gate_bias[d + i];
-                        if (up_bias) up[i] += up_bias[d + i];
-                        y[i] = ga[i] / (1 + exp2_fast(-1.4426950408889634f * ga[i])) * up[i];
-                    }
-                }
-                *(unsigned *)(x + s * stride + c) = pack(y[0], y[1]);
+        int stride = part.columns + 8, before = -1;
+        float rstd = 0;
+        for (int s = warp / share(); s < step.top; s += stream_warps / share())
+            if (step.pos[s] >= 0) {
+                float r = rstd_of(m.squares_mlp, l, s);
+                if (lane == 0) step.rstd[s] = r; // by each warp that has the sequence, alike
             }
+        __syncwarp();
+        each_pair(
+            part,
+            [&](int s, int c) {
+                int d = part.first_column + c;
+                if (step.pos[s] < 0) return GateUp{make_longlong2(0, 0), make_longlong2(0, 0), 0, 0};
+                return GateUp{glance((const longlong2 *)(sums + g.sums_at + (long long)s * g.stride + d)),
+                              glance((const longlong2 *)(sums + u.sums_at + (long long)s * u.stride + d)), adds(g, d), adds(u, d)};
+            },
+            [&](int s, int c, const GateUp &v) {
+                int d = part.first_column + c;
+                if (s != before) rstd = step.rstd[s], before = s;
+                float a[2] = {rstd * sum_of(v.gate.x, v.gates), rstd * sum_of(v.gate.y, v.gates)}, b[2] = {rstd * sum_of(v.up.x, v.ups), rstd * sum_of(v.up.y, v.ups)};
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    if (gate_bias) a[i] += gate_bias[d + i];
+                    if (up_bias) b[i] += up_bias[d + i];
+                    a[i] = a[i] / (1 + exp2_fast(-1.4426950408889634f * a[i])) * b[i];
+                }
+                *(unsigned *)(x + s * stride + c) = pack(a[0], a[1]);
+            },
+            [](int) {});
     }
 
     // ---- Attention.
 
     // This warp's head of a row of sums: times the norm's factor, with bias, normed, turned by its position. A lane has the elements lane + 32·j.
-    __device__ void head_of(float (&v)[DIM / 32], const long long *sums, float rstd, const float *bias, const float *norm, const float *rope) const {
+    __device__ void head_of(float (&v)[DIM / 32], const long long *sums, const int *adds, float rstd, const float *bias, const float *norm, const float *rope) const {
         constexpr int n = DIM / 32;
-        float squares = 0;
+        float squares = 0, turn[n] = {};
+        if (rope)
+#pragma unroll
+            for (int j = 0; j < n; j++) turn[j] = rope[lane + 32 * j];
+        long long sum[n];
+        Patience patience;
+        for (bool ready = false; !ready; patience.wait()) {
+            ready = true;
+#pragma unroll
+            for (int j = 0; j < n; j++) sum[j] = glance(sums + lane + 32 * j);
+#pragma unroll
+            for (int j = 0; j < n; j++) ready &= additions(sum[j]) == *adds; // a head lies in one panel
+        }
+        __syncwarp();
 #pragma unroll
         for (int j = 0; j < n; j++) {
             int i = lane + 32 * j;
-            v[j] = rstd * from_fixed(read(sums + i));
+            v[j] = rstd * sum_of(sum[j], *adds);
             if (bias) v[j] += bias[i];
             squares = fmaf(v[j], v[j], squares);
         }
@@ -481,38 +624,31 @@ template <int TILES, int DIM, int GROUP> struct Stream {
         if (!rope) return;
 #pragma unroll
         for (int j = 0; j < n / 2; j++) {
-            float c = rope[lane + 32 * j], w = rope[DIM / 2 + lane + 32 * j], a = v[j], b = v[j + n / 2];
+            float c = turn[j], w = turn[j + n / 2], a = v[j], b = v[j + n / 2];
             v[j] = a * c - b * w, v[j + n / 2] = b * c + a * w;
         }
     }
 
-    __device__ void attend(int l, const StreamLayer &layer, const long long *sums, int *counter, const float *squares) {
-        if ((int)blockIdx.x >= step.items[step.top]) return;
-        find_rstd(squares, counter + m.squares_at);
+    __device__ void attend(int l, const StreamLayer &layer, const long long *sums) {
         const StreamTarget &tq = m.target[stream_q_proj], &tk = m.target[stream_k_proj], &tv = m.target[stream_v_proj];
         int group = group_size();
         // x is not needed now.
-        float *q = (float *)x, *fresh = q + GROUP * DIM, *scales = fresh + 2 * DIM, *outs = scales + 2 * stream_warps;
+        float *q = (float *)x, *fresh = q + group * DIM, *scales = fresh + 2 * DIM, *outs = scales + 2 * stream_warps * group;
         each_item([&](int s, int head, int split, int pos, int splits) {
             bool last = split == splits - 1;
-            wait(counter + tq.counter_at + head * group * DIM / 128, ((head + 1) * group * DIM + 127) / 128 - head * group * DIM / 128, tq.complete);
-            if (last) {
-                wait(counter + tk.counter_at + head * DIM / 128, 1, tk.complete);
-                wait(counter + tv.counter_at + head * DIM / 128, 1, tv.complete);
-            }
             meet();
             const float *rope = m.rope + (long long)pos * DIM;
-            float rstd = step.rstd[s];
+            float rstd = rstd_of(m.squares, l, s);
             for (int i = warp; i < group + (last ? 2 : 0); i += stream_warps) {
                 float v[DIM / 32];
                 if (i < group) {
                     int at = (head * group + i) * DIM;
-                    head_of(v, sums + tq.sums_at + (long long)s * tq.stride + at, rstd, layer.bias[stream_q_proj] ? layer.bias[stream_q_proj] + at : nullptr,
+                    head_of(v, sums + tq.sums_at + (long long)s * tq.stride + at, added + tq.panel + at / 128, rstd, layer.bias[stream_q_proj] ? layer.bias[stream_q_proj] + at : nullptr,
                             layer.q_norm, rope);
                 } else {
                     const StreamTarget &t = i == group ? tk : tv;
                     const float *bias = layer.bias[i == group ? stream_k_proj : stream_v_proj];
-                    head_of(v, sums + t.sums_at + (long long)s * t.stride + head * DIM, rstd, bias ? bias + head * DIM : nullptr,
+                    head_of(v, sums + t.sums_at + (long long)s * t.stride + head * DIM, added + t.panel + head * DIM / 128, rstd, bias ? bias + head * DIM : nullptr,
                             i == group ? layer.k_norm : nullptr, i == group ? rope : nullptr);
                 }
                 bf16 *row = (i == group ? layer.keys : layer.values) + ((long long)s * m.positions + pos) * m.kv_heads * DIM + head * DIM;
@@ -528,12 +664,11 @@ template <int TILES, int DIM, int GROUP> struct Stream {
                 }
             }
             meet();
-            attend_item(s, head, split, pos, last, q, fresh, scales, outs);
-            if (threadIdx.x == 0) fence_card(), add_to(counter + m.attended_at + head, 1);
+            attend_item(when(l), s, head, split, pos, last, q, fresh, scales, outs);
         });
     }
 
-    __device__ void attend_item(int s, int head, int split, int pos, bool last, const float *q, const float *fresh, float *scales, float *outs) {
+    __device__ void attend_item(int now, int s, int head, int split, int pos, bool last, const float *q, const float *fresh, float *scales, float *outs) {
         constexpr int each = DIM / 32; // numbers of an output that a lane has
         int group = group_size(), first = m.window > 0 ? max(0, pos - m.window + 1) : 0, from, to;
         blocks_of(s, split, from, to);
@@ -617,54 +752,58 @@ template <int TILES, int DIM, int GROUP> struct Stream {
 #pragma unroll
                 for (int i = 0; i < each; i++) out[h][i] = fmaf(out[h][i], keep, w * fresh[DIM + lane * each + i]);
             }
-            if (lane == 0) scales[2 * warp] = most[h], scales[2 * warp + 1] = sum[h];
+            if (lane == 0) scales[(h * stream_warps + warp) * 2] = most[h], scales[(h * stream_warps + warp) * 2 + 1] = sum[h];
 #pragma unroll
-            for (int i = 0; i < each; i++) outs[warp * DIM + lane * each + i] = out[h][i];
-            meet();
-            if (threadIdx.x < DIM) {
-                float top = -INFINITY, total = 0, o = 0;
+            for (int i = 0; i < each; i++) outs[(h * stream_warps + warp) * DIM + lane * each + i] = out[h][i];
+        }
+        meet();
+        for (int i = threadIdx.x; i < group * DIM; i += stream_workers) {
+            int h = i / DIM;
+            const float *scale = scales + h * stream_warps * 2, *o = outs + h * stream_warps * DIM + i % DIM;
+            float top = -INFINITY, total = 0, y = 0;
 #pragma unroll
-                for (int w = 0; w < stream_warps; w++) top = fmaxf(top, scales[2 * w]);
+            for (int w = 0; w < stream_warps; w++) top = fmaxf(top, scale[2 * w]);
 #pragma unroll
-                for (int w = 0; w < stream_warps; w++) {
-                    float f = scales[2 * w] == -INFINITY ? 0.f : exp2_fast(scales[2 * w] - top);
-                    total = fmaf(f, scales[2 * w + 1], total), o = fmaf(f, outs[w * DIM + threadIdx.x], o);
-                }
-                long long at = (long long)(s * m.heads + head * group + h) * stream_splits + split;
-                m.part_sums[at * DIM + threadIdx.x] = o;
-                if (threadIdx.x == 0) m.part_scale[2 * at] = top, m.part_scale[2 * at + 1] = total;
+            for (int w = 0; w < stream_warps; w++) {
+                float f = scale[2 * w] == -INFINITY ? 0.f : exp2_fast(scale[2 * w] - top);
+                total = fmaf(f, scale[2 * w + 1], total), y = fmaf(f, o[w * DIM], y);
             }
-            meet();
+            long long at = (long long)(s * m.heads + head * group + h) * stream_splits + split;
+            say(m.part_sums + at * DIM + i % DIM, y, now);
+            if (i % DIM == 0) say(m.part_scale + 2 * at, top, now), say(m.part_scale + 2 * at + 1, total, now);
         }
     }
 };
 
 // What all blocks find out alike before the step: which sequences there are, how their keys are divided, which experts they use.
-template <int GROUP> __device__ void stream_begin(const StreamModel &m, StreamStep &step) {
+template <int GROUP> __device__ void stream_begin(const StreamModel &m, StreamStep &step, StreamRun *runs) {
     __shared__ unsigned used[stream_experts / 32];
     for (int i = threadIdx.x; i < stream_phases; i += stream_threads) step.part[i] = m.parts[blockIdx.x * stream_phases + i];
     for (int i = threadIdx.x; i < stream_experts / 32; i += stream_threads) used[i] = 0;
     for (int s = threadIdx.x; s < m.sequences; s += stream_threads) step.pos[s] = m.pos[s];
     __syncthreads();
+    // The runs of a block follow each other in memory.
+    int before = step.part[0].first_run, n = step.part[stream_phases - 1].first_run + step.part[stream_phases - 1].runs - before;
+    for (int i = threadIdx.x; i < n * (int)sizeof(StreamRun) / 4; i += stream_threads) ((int *)runs)[i] = ((const int *)(m.runs + before))[i];
     if (threadIdx.x == 0) {
         int live = 0;
-        step.top = 0, step.turn = *m.turn % 3;
+        step.top = 0, step.turn = *m.turn;
         for (int s = 0; s < m.sequences; s++)
             if (step.pos[s] >= 0) live++, step.top = s + 1;
         // So many parts of the keys of a sequence's head that all blocks have something to do.
         int wanted = min(stream_splits, max(1, (int)gridDim.x / max(1, live * m.kv_heads)));
-        step.items[0] = step.shares = 0;
+        step.items[0] = 0;
         for (int s = 0; s < step.top; s++) {
             int pos = step.pos[s], from = m.window > 0 ? max(0, pos - m.window + 1) / 64 : 0;
             step.first_block[s] = from, step.blocks[s] = pos < 0 ? 0 : (pos + 63) / 64 - from;
             int splits = step.splits[s] = pos < 0 ? 0 : max(1, min(wanted, step.blocks[s]));
-            step.shares += splits;
             step.items[s + 1] = step.items[s] + splits * m.kv_heads;
         }
     }
     if (m.chosen > 0)
         for (int i = threadIdx.x; i < m.sequences * m.chosen; i += stream_threads) {
-            int e = m.ids[i];
+            int e = step.ids[i] = m.ids[i];
+            step.weights[i] = m.weights[i];
             if (step.pos[i / m.chosen] >= 0 && e >= 0 && e < m.experts) atomicOr(&used[e / 32], 1u << e % 32);
         }
     __syncthreads();
@@ -683,18 +822,25 @@ template <int TILES, int DIM, int GROUP> __device__ void stream(const StreamMode
     bf16 *gated = (bf16 *)(end += m.x_size);
     StreamStep &step = *(StreamStep *)(end += m.gated_size);
     static_assert(sizeof(StreamStep) <= stream_step_size);
-    Barrier *full = (Barrier *)(end + stream_step_size);
+    Barrier *full = (Barrier *)(end += stream_step_size);
+    Barrier *cleared = full + 2 * m.stages;
+    int *added = (int *)(cleared + 2);
+    StreamRun *runs = (StreamRun *)(added + m.panels);
+    for (int i = threadIdx.x; i < m.panels; i += stream_threads) added[i] = m.adds[i];
     if (threadIdx.x == 0) {
+        barrier_init(cleared, 1);
         for (int i = 0; i < m.stages; i++) barrier_init(full + i, 1), barrier_init(full + m.stages + i, stream_warps);
         barriers_init_done();
     }
-    stream_begin<GROUP>(m, step);
+    stream_begin<GROUP>(m, step, runs);
     __syncthreads();
-    Stream<TILES, DIM, GROUP> s{m, step, memory, full, full + m.stages, x, gated};
+    Stream<TILES, DIM, GROUP> s{m, step, memory, full, full + m.stages, x, gated, runs - step.part[0].first_run, added, cleared};
     s.warp = threadIdx.x / 32, s.lane = threadIdx.x % 32;
     if (step.top == 0) return;
     if (s.warp == stream_warps) {
         if (s.lane == 0) s.copy();
+    } else if (s.warp > stream_warps) {
+        s.clear_all();
     } else {
         s.multiply_all();
     }
@@ -704,28 +850,28 @@ template <int TILES, int DIM, int GROUP> __device__ void stream(const StreamMode
     extern "C" __global__ void __launch_bounds__(stream_threads, 1) stream_##TILES##_##DIM##_##GROUP(const __grid_constant__ StreamModel m) { \
         stream<TILES, DIM, GROUP>(m);                                                                                                              \
     }
-STREAM(1, 64, 1)
-STREAM(1, 64, 4)
-STREAM(2, 64, 1)
-STREAM(1, 128, 1)
-STREAM(2, 128, 1)
+#define STREAM_TILES(DIM, GROUP) STREAM(1, DIM, GROUP) STREAM(2, DIM, GROUP) STREAM(8, DIM, GROUP)
+STREAM_TILES(64, 1)
+STREAM_TILES(64, 8)
+STREAM_TILES(128, 1)
+STREAM_TILES(128, 8)
 
 // logits = the sums, times the last norm's factor; the sums are cleared for the next step, and the slots take a turn. A row of blocks to a sequence.
-extern "C" __global__ void stream_logits(float *logits, long long *sums, const float *squares, const int *pos, int *turn, const int *bad, int vocab,
+extern "C" __global__ void stream_logits(float *logits, long long *sums, const Said *squares, const int *pos, int *turn, const int *bad, int vocab,
                                          int width, int slices, int layers, float eps) {
     if (threadIdx.x == 0 && blockIdx.x == 0 && blockIdx.y == 0) {
         bool any = false;
         for (int s = 0; s < (int)gridDim.y; s++) any |= pos[s] >= 0;
-        if (any) *turn = (*turn + layers) % 3;
+        if (any) *turn = (*turn + layers) % (3 << 28); // of three slots, so that it may begin again
     }
     int s = blockIdx.y, i = 4 * (blockIdx.x * blockDim.x + threadIdx.x);
     if (pos[s] < 0 || i >= vocab) return;
     float sum = 0;
-    for (int j = 0; j < slices; j++) sum += squares[j * stream_sequences + s];
+    for (int j = 0; j < slices; j++) sum += squares[j * stream_sequences + s].number;
     float r = *bad ? __uint_as_float(0x7fc00000u) : rsqrtf(sum / width + eps);
     for (int j = i; j < min(i + 4, vocab); j++) {
         long long at = (long long)s * vocab + j;
-        logits[at] = r * from_fixed(sums[at]);
+        logits[at] = r * sum_of(sums[at], additions(sums[at]));
         sums[at] = 0;
     }
 }

@@ -6,24 +6,9 @@
 # random_model.py makes them: then the time from a start to its first step is measured too, of models in the page cache, and how fast their
 # weights reach the card. The card must be idle.
 set -euo pipefail
-out="${1:?usage: train.sh FOLDER}"
-root="$(cd "$(dirname "$0")/../.." && pwd)"
-mkdir "$out"
-out="$(cd "$out" && pwd)"
-program="${LORA_TRAIN:-$out/lora-train}"
-if [ -z "${LORA_TRAIN:-}" ]; then
-  make -s -C "$root" gpu
-  mv "$root/lora-train" "$program"
-fi
+# shellcheck source=scripts/bench/begin.sh
+. "$(dirname "$0")/begin.sh"
 
-nvidia-smi --query-gpu=name,driver_version,power.limit,clocks.max.sm,utilization.gpu --format=csv | tee "$out/card.csv"
-
-measure() { # NAME FLAG…
-  local name="$1"
-  shift
-  echo "== $name: bench train $*"
-  "$program" bench train --backend cuda --json "$out/$name.json" "$@" | tee "$out/$name.txt"
-}
 first() { # SHAPE: the time to the first step, twice, of which the second finds the model in the page cache
   [ -d "${MODELS:-}/$1" ] || return 0
   echo "== $1: first step"
@@ -59,17 +44,17 @@ loading() { # SHAPE: the rate at which weights in the page cache reach the card,
 
 seven=(--shape llama2-7b --batch 4 --length 512)
 small=(--shape smollm2-135m --batch 16 --length 512)
-measure llama2-7b "${seven[@]}" --steps 50 --profile
-measure smollm2-135m "${small[@]}" --steps 100 --profile
+measure llama2-7b train "${seven[@]}" --steps 50 --profile
+measure smollm2-135m train "${small[@]}" --steps 100 --profile
 [ -z "${PEER:-}" ] || { eval "$PEER" 2>&1 || echo "the peer ended with status $?"; } | tee "$out/peer.txt"
 # The same total rank, 64, in 8, 16, 32 and 64 experts; and the first measurement again, which shows what the card's state does.
 for experts in 16 32 64; do
-  measure "llama2-7b-$experts-experts" "${seven[@]}" --steps 50 --experts "$experts" --rank $((64 / experts))
+  measure "llama2-7b-$experts-experts" train "${seven[@]}" --steps 50 --experts "$experts" --rank $((64 / experts))
 done
-measure llama2-7b-again "${seven[@]}" --steps 50
-measure smollm2-135m-again "${small[@]}" --steps 100
-measure llama2-7b-recompute "${seven[@]}" --steps 50 --recompute
-"$program" bench gemm --backend cuda --json "$out/gemm.json" --shape llama2-7b --batch 4 --length 512 | tee "$out/gemm.txt"
+measure llama2-7b-again train "${seven[@]}" --steps 50
+measure smollm2-135m-again train "${small[@]}" --steps 100
+measure llama2-7b-recompute train "${seven[@]}" --steps 50 --recompute
+measure gemm gemm "${seven[@]}"
 for shape in smollm2-135m llama2-7b; do
   loading "$shape"
   first "$shape"

@@ -76,10 +76,7 @@ func (n *mergeNoise) read(x kernels.Tensor) kernels.Tensor {
 	return host
 }
 
-// mergeVariants are the streaming kernels that are measured against each other.
-var mergeVariants = []string{"stream", "stream_read", "stream_both", "stream_long", "bulk", "bulk_read", "bulk_both"}
-
-// TestGPUMerge compares the streaming kernels, which take what lies at round places, with the general one.
+// TestGPUMerge compares the kernels of merge_ring.cu, which take what lies at round places, with the general one.
 func TestGPUMerge(t *testing.T) {
 	b, err := cuda.On(open(t), cuda.Options{})
 	if err != nil {
@@ -103,51 +100,48 @@ func TestGPUMerge(t *testing.T) {
 		{8, 8, 2, [][2]int{{4096, 11008}, {11008, 4096}, {4099, 4104}}},
 		{8, 64, 2, [][2]int{{4096, 11008}, {11008, 4096}, {4099, 4104}}},
 	} {
-		for _, v := range mergeVariants {
-			t.Run(fmt.Sprintf("%+v/%s", c, v), func(t *testing.T) {
-				noise := *noise
-				noise.t = t
-				t.Setenv("LORA_MERGE", v)
-				var fast, general []kernels.Merge
-				for _, s := range c.shapes {
-					out, width := s[0], s[1]
-					l := kernels.Merge{
-						Dst: noise.alloc(kernels.BF16, out, width), Src: noise.tensor(out, width),
-						A: noise.tensor(c.experts, c.rank, width), B: noise.tensor(c.experts, c.rank, out),
+		t.Run(fmt.Sprintf("%+v", c), func(t *testing.T) {
+			noise := *noise
+			noise.t = t
+			var fast, general []kernels.Merge
+			for _, s := range c.shapes {
+				out, width := s[0], s[1]
+				l := kernels.Merge{
+					Dst: noise.alloc(kernels.BF16, out, width), Src: noise.tensor(out, width),
+					A: noise.tensor(c.experts, c.rank, width), B: noise.tensor(c.experts, c.rank, out),
+				}
+				fast = append(fast, l)
+				// One element further there is no round place, so that none of these goes through the ring.
+				l.Dst = noise.alloc(kernels.BF16, out*width+1).View(1, out, width)
+				general = append(general, l)
+			}
+			ids, weights := noise.alloc(kernels.I32, c.n), noise.alloc(kernels.F32, c.n)
+			hostIDs, hostWeights := kernels.NewHost(kernels.I32, c.n), kernels.NewHost(kernels.F32, c.n)
+			for k := range c.n {
+				kernels.Slice[int32](hostIDs)[k] = int32((c.experts - 1 + k) % c.experts)
+				kernels.Slice[float32](hostWeights)[k] = 0.3 + 0.2*float32(k)
+			}
+			b.Write(ids, hostIDs)
+			b.Write(weights, hostWeights)
+			scale := 1 / math.Sqrt(float64(c.n*c.rank))
+			got, want := noise.prepare(fast), noise.prepare(general)
+			b.Merge(want, ids, weights, kernels.Tensor{}, scale)
+			var before [][]byte
+			for try := range 3 {
+				b.Merge(got, ids, weights, kernels.Tensor{}, scale)
+				for i, l := range fast {
+					x := noise.read(l.Dst)
+					now := []byte(x.Mem.(kernels.Host))
+					if try == 0 {
+						before = append(before, now)
+						sameMerge(t, fmt.Sprintf("layers[%d], %v", i, c.shapes[i]), x, noise.read(general[i].Dst))
+					} else if !bytes.Equal(now, before[i]) {
+						t.Errorf("layers[%d], %v: other bits when it is merged again", i, c.shapes[i])
 					}
-					fast = append(fast, l)
-					// One element further there is no round place, so that no layer of these is streamed.
-					l.Dst = noise.alloc(kernels.BF16, out*width+1).View(1, out, width)
-					general = append(general, l)
+					b.Zero(l.Dst)
 				}
-				ids, weights := noise.alloc(kernels.I32, c.n), noise.alloc(kernels.F32, c.n)
-				hostIDs, hostWeights := kernels.NewHost(kernels.I32, c.n), kernels.NewHost(kernels.F32, c.n)
-				for k := range c.n {
-					kernels.Slice[int32](hostIDs)[k] = int32((c.experts - 1 + k) % c.experts)
-					kernels.Slice[float32](hostWeights)[k] = 0.3 + 0.2*float32(k)
-				}
-				b.Write(ids, hostIDs)
-				b.Write(weights, hostWeights)
-				scale := 1 / math.Sqrt(float64(c.n*c.rank))
-				got, want := noise.prepare(fast), noise.prepare(general)
-				b.Merge(want, ids, weights, kernels.Tensor{}, scale)
-				var before [][]byte
-				for try := range 3 {
-					b.Merge(got, ids, weights, kernels.Tensor{}, scale)
-					for i, l := range fast {
-						x := noise.read(l.Dst)
-						now := []byte(x.Mem.(kernels.Host))
-						if try == 0 {
-							before = append(before, now)
-							sameMerge(t, fmt.Sprintf("layers[%d], %v", i, c.shapes[i]), x, noise.read(general[i].Dst))
-						} else if !bytes.Equal(now, before[i]) {
-							t.Errorf("layers[%d], %v: other bits when it is merged again", i, c.shapes[i])
-						}
-						b.Zero(l.Dst)
-					}
-				}
-			})
-		}
+			}
+		})
 	}
 }
 

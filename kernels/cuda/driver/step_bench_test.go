@@ -30,9 +30,16 @@ func BenchmarkStep(b *testing.B) {
 		shape                              string
 		sequences, experts, rank, position int
 	}{
-		{"llama2-7b", 1, 0, 0, 128}, {"llama2-7b", 1, 8, 8, 128}, {"llama2-7b", 1, 64, 8, 128}, {"llama2-7b", 1, 8, 64, 128},
-		{"llama2-7b", 8, 0, 0, 128}, {"llama2-7b", 16, 0, 0, 128}, {"llama2-7b", 16, 8, 8, 128}, {"llama2-7b", 1, 0, 0, 2048},
-		{"smollm2-135m", 1, 0, 0, 128}, {"smollm2-135m", 1, 8, 8, 128},
+		{"llama2-7b", 1, 0, 0, 128},
+		{"llama2-7b", 1, 8, 8, 128},
+		{"llama2-7b", 1, 64, 8, 128},
+		{"llama2-7b", 1, 8, 64, 128},
+		{"llama2-7b", 8, 0, 0, 128},
+		{"llama2-7b", 16, 0, 0, 128},
+		{"llama2-7b", 16, 8, 8, 128},
+		{"llama2-7b", 1, 0, 0, 2048},
+		{"smollm2-135m", 1, 0, 0, 128},
+		{"smollm2-135m", 1, 8, 8, 128},
 	} {
 		b.Run(fmt.Sprintf("%s/batch %d/experts %dx%d/at %d", c.shape, c.sequences, c.experts, c.rank, c.position), func(b *testing.B) {
 			benchmarkStep(b, stepShapes[c.shape], c.sequences, c.experts, c.rank, c.position)
@@ -70,8 +77,10 @@ func benchmarkStep(b *testing.B, shape stepShape, sequences, experts, rank, posi
 	}
 	positions := position + 64
 	heads := shape.heads
-	m := kernels.StepModel{Embed: random(shape.vocab, shape.width), Head: random(shape.vocab, shape.width), Norm: random(shape.width),
-		Rope: array(kernels.F32, positions, heads.Dim), Heads: heads, Eps: 1e-5, Scale: 2, Sequences: sequences, Positions: positions}
+	m := kernels.StepModel{
+		Embed: random(shape.vocab, shape.width), Head: random(shape.vocab, shape.width), Norm: random(shape.width),
+		Rope: array(kernels.F32, positions, heads.Dim), Heads: heads, Eps: 1e-5, Scale: 2, Sequences: sequences, Positions: positions,
+	}
 	if experts > 0 {
 		m.Chosen = 2
 	}

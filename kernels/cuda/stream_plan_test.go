@@ -1,0 +1,126 @@
+package cuda
+
+import (
+	"slices"
+	"testing"
+
+	"loratrain/kernels"
+)
+
+// streamShapes are models whose schedules are tested.
+var streamShapes = map[string]streamShape{
+	"llama2-7b":         {width: 4096, mlp: 11008, vocab: 32000, heads: kernels.Heads{Query: 32, KV: 32, Dim: 128}, blocks: 132, sequences: 1},
+	"llama2-7b experts": {width: 4096, mlp: 11008, vocab: 32000, heads: kernels.Heads{Query: 32, KV: 32, Dim: 128}, blocks: 132, sequences: 1, experts: 8, rank: 8, chosen: 2},
+	"llama2-7b batch":   {width: 4096, mlp: 11008, vocab: 32000, heads: kernels.Heads{Query: 32, KV: 32, Dim: 128}, blocks: 132, sequences: 16, experts: 8, rank: 8, chosen: 2},
+	"llama3-8b":         {width: 4096, mlp: 14336, vocab: 128256, heads: kernels.Heads{Query: 32, KV: 8, Dim: 128}, blocks: 114, sequences: 64, experts: 4, rank: 16, chosen: 2},
+	"smollm2-135m":      {width: 576, mlp: 1536, vocab: 49152, heads: kernels.Heads{Query: 9, KV: 3, Dim: 64}, blocks: 132, sequences: 1, experts: 8, rank: 8, chosen: 2},
+	"tiny":              {width: 64, mlp: 64, vocab: 130, heads: kernels.Heads{Query: 1, KV: 1, Dim: 64}, blocks: 132, sequences: 3, experts: 4, rank: 8, chosen: 2},
+	"few blocks":        {width: 256, mlp: 384, vocab: 256, heads: kernels.Heads{Query: 2, KV: 2, Dim: 128}, blocks: 3, sequences: 16, experts: 64, rank: 8, chosen: 2},
+}
+
+func TestStreamPlan(t *testing.T) {
+	for name, s := range streamShapes {
+		for i := range s.adapted {
+			s.adapted[i] = s.experts > 0 && (name != "tiny" || i == 1 || i == 6)
+		}
+		t.Run(name, func(t *testing.T) { checkStreamPlan(t, s, planStream(s)) })
+	}
+}
+
+// checkStreamPlan holds that every stage is in one run, that counters come to what is waited for, and that blocks have the columns they need.
+func checkStreamPlan(t *testing.T, s streamShape, p *streamPlan) {
+	type place struct{ target, row, column int32 }
+	stages, counted, down := map[place]int{}, map[panel]int32{}, map[place]int{}
+	load, bytes := make([][streamPhases]int, s.blocks), make([]int, s.blocks)
+	keeps, downs := map[[2]int32]int{}, map[int32]int32{}
+	for b := range s.blocks {
+		for phase := range streamPhases {
+			part := p.parts[b*streamPhases+phase]
+			if part.KeepColumns > 0 {
+				keeps[[2]int32{int32(phase), part.KeepSlice}]++
+				if part.KeepFirst < part.FirstColumn || part.KeepFirst+part.KeepColumns > part.FirstColumn+part.Columns {
+					t.Errorf("block %d keeps columns [%d, +%d) of its [%d, +%d) in phase %d", b, part.KeepFirst, part.KeepColumns, part.FirstColumn, part.Columns, phase)
+				}
+			}
+			seen := int32(runDown)
+			for _, r := range p.runs[part.FirstRun : part.FirstRun+part.Runs] {
+				if phaseOf(int(r.Target)) != phase {
+					t.Errorf("block %d has %+v in phase %d", b, r, phase)
+				}
+				if r.Kind == runDown && seen != runDown {
+					t.Errorf("block %d does %+v of A behind weights", b, r)
+				}
+				seen = r.Kind
+				if r.Column < part.FirstColumn || r.Column+64*r.Count > part.FirstColumn+part.Columns {
+					t.Errorf("block %d has columns [%d, +%d) in phase %d, not those of %+v", b, part.FirstColumn, part.Columns, phase, r)
+				}
+				for j := range r.Count {
+					at := place{r.Target, r.Row, r.Column + 64*j}
+					if r.Kind == runDown {
+						down[at]++
+					} else {
+						stages[at]++
+					}
+				}
+				if r.Kind == runDown && r.Row == 0 {
+					downs[r.Target] += streamWarps
+				}
+				switch {
+				case phase == intoLogits:
+				case r.Kind == runDown:
+					bytes[b] += int(r.Count) * 2048
+				case r.Kind == runWeightsAndUp:
+					bytes[b] += int(r.Count)*streamStage + s.ranks()*streamRows*2
+				default:
+					bytes[b] += int(r.Count) * streamStage
+				}
+				if r.Kind != runDown {
+					load[b][phase] += int(r.Count)
+					counted[panel{int(r.Target), int(r.Row)}]++
+				}
+			}
+		}
+	}
+	for target := range streamTargets {
+		phase := phaseOf(target)
+		for row := int32(0); int(row) < s.rows(target); row += streamRows {
+			for c := int32(0); int(c) < s.columns(phase); c += streamCols {
+				if n := stages[place{int32(target), row, c}]; n != 1 {
+					t.Errorf("target %d, rows from %d, columns from %d: in %d runs", target, row, c, n)
+				}
+			}
+			if got, want := counted[panel{target, int(row)}], p.adds[int(p.targets[target].Panel)+int(row)/streamRows]; got != want {
+				t.Errorf("target %d, rows from %d: %d runs add to them, %d are waited for", target, row, got, want)
+			}
+		}
+		for group := int32(0); s.adapts(target) && !s.local() && int(group) < s.ranks()/16; group++ {
+			for c := int32(0); int(c) < s.columns(phase); c += streamCols {
+				if n := down[place{int32(target), group, c}]; n != 1 {
+					t.Errorf("A of target %d, group %d, columns from %d: in %d runs", target, group, c, n)
+				}
+			}
+		}
+	}
+	if least, most := slices.Min(bytes), slices.Max(bytes); most-least > 4*streamStage {
+		t.Errorf("blocks copy %d to %d bytes for a layer", least, most)
+	}
+	for target := range kernels.Targets {
+		if got, want := downs[int32(target)], p.targets[target].HiddenAdds; !s.local() && got != want {
+			t.Errorf("target %d: %d numbers are added to x·A, %d are waited for", target, got, want)
+		}
+	}
+	for phase := range streamPhases {
+		least, most := load[0][phase], 0
+		for b := range s.blocks {
+			least, most = min(least, load[b][phase]), max(most, load[b][phase])
+		}
+		if s.experts == 0 && most-least > 2 {
+			t.Errorf("phase %d: blocks have %d to %d stages", phase, least, most)
+		}
+		for slice := range s.slicesOf(s.columns(phase) / streamCols) {
+			if n := keeps[[2]int32{int32(phase), int32(slice)}]; n != 1 {
+				t.Errorf("phase %d: slice %d is kept by %d blocks", phase, slice, n)
+			}
+		}
+	}
+}
