@@ -261,6 +261,10 @@ type Decoding interface {
 	// b (E, R, D_out), ids (T, n) i32, weights (T, n).
 	Experts(y, x, a, b, ids, weights Tensor, scale float64)
 
+	// Spread is gates[t, e] = Σ_k weights[t, k] over the k with ids[t, k] = e: a token's experts as SwitchLinear takes them. gates (T, E),
+	// ids (T, n) i32, weights (T, n).
+	Spread(gates, ids, weights Tensor)
+
 	// PrepareMerge is the layers, of any shapes, as Merge takes them. Their tensors must stay where they are until it is
 	// closed, and no Dst may overlap another. The error says how much memory was asked for and how much there is.
 	PrepareMerge(layers []Merge) (Merging, error)

@@ -8,7 +8,7 @@
 //
 // Where a method does not say: tensors lie at any element of a buffer, aligned for their type and no more. Frozen weights, a
 // bias, the norms' w and the experts of Experts and Merge are F32, BF16 or F64; lse and Rotary's table are Param, the
-// logits of Sample Float. Numbers that do not count (rows without a target, padding, keys that nobody sees, elements
+// logits of Sample Float or Param. Numbers that do not count (rows without a target, padding, keys that nobody sees, elements
 // that are dropped) may be NaN. No tensor is empty.
 //
 // Caveats. Operations that give gradients of activations overwrite their output; those that give gradients of

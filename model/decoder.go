@@ -13,9 +13,14 @@ import (
 // MaxSequences is how many sequences a Decoder can have.
 const MaxSequences = 64
 
-// PrefillTokens is how much of a prompt is computed at once: enough for large matrices, little enough that memory is small and that
-// who gives a longer prompt piece by piece can stop between them.
-const PrefillTokens = 512
+// prefillTokens is how much of a prompt a backend computes at once: enough for large matrices, little enough that memory is small and that
+// who gives a longer prompt piece by piece can stop between them. What computes in bf16 is a card, which has to fill a hundred multiprocessors.
+func prefillTokens(b kernels.Backend) int {
+	if b.Float() == kernels.BF16 {
+		return 2048
+	}
+	return 512
+}
 
 // Decoder generates up to MaxSequences sequences at once, a token of each in a step. Sequences are known by their place, from 0 on; each
 // starts and ends by itself, and another can be started in its place.
@@ -193,6 +198,9 @@ func (d *Decoder) fits(n int, ids []int32) error {
 
 // Room is how many tokens a sequence still has room for, when all that is queued is done.
 func (d *Decoder) Room(seq int) int { return d.room - max(d.lengths[seq], 0) }
+
+// PrefillTokens is how many tokens of a prompt are computed at once.
+func (d *Decoder) PrefillTokens() int { return prefillTokens(d.base.Backend) }
 
 // Tokens is the token chosen last for each sequence, to be read when the function that it returns is called, which waits for it: a step may
 // be queued before. What it says of a stopped or full sequence means nothing.

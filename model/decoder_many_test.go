@@ -61,7 +61,7 @@ func alone(t *testing.T, d *Decoder, x text) *told {
 	return got
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -197,7 +197,7 @@ func TestLongPrompts(t *testing.T) {
 	for _, model := range []string{"llama", "mistral"} {
 		base := mustOpen(t, goldenModel(model))
 		b := newCounter(t, cpu.Options{})
-		const n = 2*PrefillTokens + 3
+		n := 2*prefillTokens(b) + 3
 		p, err := Place(b, base.Arch, base.Weights, n+1)
 		must(t, err)
 		ids := randomIDs(1, base.Arch.Vocab, n)

@@ -7,17 +7,17 @@ import (
 	"loratrain/kernels"
 )
 
-// prefill runs tokens of one sequence, PrefillTokens at a time, each with its own experts, and chooses the token that follows. If it
+// prefill runs tokens of one sequence, [Decoder.PrefillTokens] at a time, each with its own experts, and chooses the token that follows. If it
 // fails the sequence is as it was.
 func (d *Decoder) prefill(seq int, ids []int32) error {
 	if len(ids) == 0 {
 		return nil
 	}
 	d.release(seq)
-	n, last := d.lengths[seq], (len(ids)-1)/PrefillTokens
+	n, last := d.lengths[seq], (len(ids)-1)/d.PrefillTokens()
 	err := graph.Catch(d.base.Backend, func() {
 		i := 0
-		for piece := range slices.Chunk(ids, PrefillTokens) {
+		for piece := range slices.Chunk(ids, d.PrefillTokens()) {
 			d.prefillPiece(seq, n, piece, i == last)
 			n += len(piece)
 			i++

@@ -11,6 +11,8 @@ type servedPass struct {
 	*Served
 	ids, weights graph.V // (T, n): the experts in force
 	tokens       int     // T
+	dense        bool    // all experts are computed for every token
+	gates        graph.V // (T, E): ids and weights in dense form, if they were needed
 	own          []graph.V
 	// choices are those of every router in the pass, for reports: (T, 2) ids each.
 	choices []graph.V
@@ -25,7 +27,7 @@ func (s *Served) Pass(x *graph.Immediate, tokens []int32, tabled bool) PassAdapt
 }
 
 func (s *Served) pass(x *graph.Immediate, tokens []int32, tabled bool) *servedPass {
-	p := &servedPass{Served: s, tokens: len(tokens)}
+	p := &servedPass{Served: s, tokens: len(tokens), dense: s.dense && len(tokens) > denseTokens}
 	switch {
 	case s.Spec.Granularity == router.None:
 		ids, weights := make([]int32, len(tokens)), make([]float32, len(tokens))
@@ -64,28 +66,33 @@ func (p *servedPass) EnterBlock(x graph.Exec, layer int, h graph.V) {
 func (p *servedPass) decide(x graph.Exec, h graph.V, r kernels.Tensor) {
 	logits := graph.Route(x, h, x.Bind("router", r))
 	p.ids, p.weights = graph.Top2(x, logits)
-	x.Done(logits)
+	x.Done(logits, p.gates)
+	p.gates = graph.V{}
 	p.choices = append(p.choices, p.ids)
 	p.own = append(p.own, p.ids, p.weights)
 }
 
 // Linear implements [Adapter].
 func (p *servedPass) Linear(x graph.Exec, layer int, t Target, h, w, bias, plus graph.V) graph.V {
-	y := graph.Linear(x, h, w, bias, plus)
 	e := &p.layers[layer].linears[t]
 	if e.a.None() {
-		return y
+		return graph.Linear(x, h, w, bias, plus)
 	}
 	if !e.router.None() {
 		p.decide(x, h, e.router)
 	}
+	if p.dense {
+		return p.denseLinear(x, e, h, w, bias, plus)
+	}
+	y := graph.Linear(x, h, w, bias, plus)
 	return graph.Experts(x, y, h, x.Bind("A", e.a), x.Bind("B", e.b), p.ids, p.weights, p.Spec.Scale())
 }
 
 // Release implements [PassAdapter].
 func (p *servedPass) Release(x graph.Exec) {
 	x.Done(p.own...)
-	p.own, p.choices = nil, nil
+	x.Done(p.gates)
+	p.own, p.choices, p.gates = nil, nil, graph.V{}
 }
 
 // choicesOf is the experts of one of the pass's tokens, for every router.

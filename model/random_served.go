@@ -16,7 +16,11 @@ func ServeRandom(base *Placed, spec AdapterSpec, seed uint64) (*Served, error) {
 		return nil, fmt.Errorf("a random adapter with a shared rank of %d, there are those without one", spec.Shared)
 	}
 	s := &Served{Spec: spec, Base: base, layers: make([]servedLayer, base.Arch.Layers)}
-	if err := s.fillRandom(seed); err != nil {
+	err := s.fillRandom(seed)
+	if err == nil && prefersDense(base.Backend, spec) {
+		err = s.placeDense()
+	}
+	if err != nil {
 		s.Close()
 		return nil, fmt.Errorf("a random adapter: %w", err)
 	}

@@ -22,6 +22,7 @@ type Served struct {
 	tableW   []float32      // (V, 2)
 	ids      kernels.Tensor // the same where the backend can read it
 	gates    kernels.Tensor
+	dense    bool             // every layer has its experts' dense form
 	own      []kernels.Tensor // what Close gives back: merged weights, and all of a random adapter
 }
 
@@ -32,7 +33,10 @@ type servedLayer struct {
 }
 
 // servedLinear is A (E, R, D_in) and B (E, R, D_out) of one linear layer, or none, and its router (E, D_in) with router.Layer.
-type servedLinear struct{ a, b, router kernels.Tensor }
+type servedLinear struct {
+	a, b, router kernels.Tensor
+	dense        denseLinear // the same in another layout, if prompts want that
+}
 
 // DimsOf is the sizes by which an export knows its base.
 func DimsOf(a Arch) checkpoints.Dims {
@@ -100,6 +104,9 @@ func Serve(base *Placed, e *checkpoints.Serving) (*Served, error) {
 	}
 	if err == nil && spec.Shared > 0 {
 		err = s.mergeShared(shared)
+	}
+	if err == nil && prefersDense(base.Backend, spec) {
+		err = s.placeDense()
 	}
 	if err != nil {
 		s.Close()

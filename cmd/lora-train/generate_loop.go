@@ -82,7 +82,7 @@ func (g *generator) fill(ctx context.Context, from source) ([]*continuation, err
 // prefill runs a prompt, in pieces so that an interrupt need not wait.
 func (g *generator) prefill(ctx context.Context, place int, c *continuation) error {
 	begun := false
-	for ids := range slices.Chunk(c.prompt, model.PrefillTokens) {
+	for ids := range slices.Chunk(c.prompt, g.decoder.PrefillTokens()) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}

@@ -15,6 +15,11 @@ func (m *Meter) Experts(y, x, a, b, ids, weights kernels.Tensor, scale float64) 
 	m.do("Experts", work, func() { m.b.Experts(y, x, a, b, ids, weights, scale) })
 }
 
+// Spread implements [kernels.Decoding].
+func (m *Meter) Spread(gates, ids, weights kernels.Tensor) {
+	m.do("Spread", moves(gates, ids, weights), func() { m.b.Spread(gates, ids, weights) })
+}
+
 // PrepareMerge implements [kernels.Decoding].
 func (m *Meter) PrepareMerge(layers []kernels.Merge) (kernels.Merging, error) {
 	return m.b.PrepareMerge(layers)

@@ -101,8 +101,9 @@ func (k *wholeBlock) run() []V {
 	q, key := head(k.heads.Query), head(k.heads.KV)
 	v := Linear(x, n, k.weight(k.heads.KV*k.heads.Dim, k.width), V{}, V{})
 	o := Attention(x, q, key, v, k.spans(), k.heads)
-	mid := k.adapted(o, k.width, gates, h, false)
-	x.Done(n, h, q, key, v, o)
+	spread := Spread(x, ids, weights, k.experts)
+	mid := k.adapted(o, k.width, spread, h, false)
+	x.Done(n, h, q, key, v, o, spread)
 
 	n = RMSNorm(x, mid, k.weight(k.width), 1e-5)
 	f := SwiGLU(x, k.adapted(n, k.hidden, gates, V{}, false), Linear(x, n, k.weight(k.hidden, k.width), k.weight(k.hidden), V{}))

@@ -182,7 +182,7 @@ func TestGradients(t *testing.T) {
 }
 
 // withoutGradient is the operations that nothing is learned through.
-var withoutGradient = []string{"Embed", "LogProb", "Top2", "Experts"}
+var withoutGradient = []string{"Embed", "LogProb", "Top2", "Experts", "Spread"}
 
 // operationsInSource is the names of all Ops in the package's source, and whether they list inputs that have a gradient.
 func operationsInSource(t *testing.T) map[string]bool {

@@ -113,6 +113,14 @@ func Experts(x Exec, y, h, a, b, ids, weights V, scale float64) V {
 	return res
 }
 
+// Spread is the gates (T, experts) of tokens whose experts are ids, with weights.
+func Spread(x Exec, ids, weights V, experts int) V {
+	return x.Apply(&Op{
+		Name: "Spread", Out: []Spec{params(x, ids.Shape[0], experts)},
+		Run: func(b kernels.Backend, out, in []kernels.Tensor) { b.Spread(out[0], in[0], in[1]) },
+	}, ids, weights)[0]
+}
+
 // Route is h·routerᵀ: (T, E).
 func Route(x Exec, h, router V) V {
 	return x.Apply(&Op{

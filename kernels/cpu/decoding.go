@@ -63,6 +63,19 @@ func (e *engine[E]) Experts(y, x, a, b, ids, weights kernels.Tensor, scale float
 	})
 }
 
+// Spread is gates[t, e] = Σ_k weights[t, k] over the k with ids[t, k] = e: a token's experts as SwitchLinear takes them. gates (T, E),
+// ids (T, n) i32, weights (T, n).
+func (e *engine[E]) Spread(gates, ids, weights kernels.Tensor) {
+	const op = "Spread"
+	rows, experts := matrixShape(op, "gates", gates)
+	_, n := matrixShape(op, "ids", ids)
+	gs, id, ws := in[E](op, "gates", gates, rows, experts), indices(op, "ids", ids, experts, rows, n), in[E](op, "weights", weights, rows, n)
+	clear(gs)
+	for i, expert := range id {
+		gs[i/n*experts+int(expert)] += ws[i]
+	}
+}
+
 // Append is cache[at[t]] = x[t], where at[t] ≥ 0. cache (P, K·d), x (T, K·d), at (T) i32.
 func (e *engine[E]) Append(cache, x, at kernels.Tensor) {
 	const op = "Append"

@@ -73,6 +73,43 @@ func (n expertsCase) call(c *call) (op, check func()) {
 	}
 }
 
+func testSpread(t *testing.T, b kernels.Backend) {
+	for _, row := range []struct {
+		name           string
+		tokens, expert int
+		n              int
+		ids            []int32 // of all tokens, or random ones
+	}{
+		{"smallest", 1, 1, 1, nil},
+		{"one token", 1, 8, 2, nil},
+		{"first and last", 2, 5, 2, []int32{4, 0, 0, 4}},
+		{"an expert twice", 3, 4, 2, []int32{1, 1, 0, 1, 3, 3}},
+		{"the same thrice", 1, 3, 3, []int32{2, 2, 2}},
+		{"one of them", 7, 9, 1, nil},
+		{"many experts", 33, 300, 2, nil},
+		{"many tokens", 2063, 7, 2, nil},
+		{"all of them", 2, 3, 3, []int32{2, 0, 1, 0, 1, 2}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			c := newCall(t, b)
+			ids := row.ids
+			if ids == nil {
+				ids = c.integers(row.tokens*row.n, row.expert)
+			}
+			id, w := c.ids("ids", ids, row.tokens, row.n), c.in("weights", b.Param(), c.normal(row.tokens*row.n), row.tokens, row.n)
+			gates := c.out("gates", b.Param(), row.tokens, row.expert)
+			c.run(func() { b.Spread(gates.tensor(), id.tensor(), w.tensor()) })
+			c.want(gates, spreadGates(row.expert, ids, w.matrix()))
+		})
+	}
+	t.Run("contradictions", func(t *testing.T) {
+		c := newCall(t, b)
+		id, w := c.ids("ids", []int32{0, 1, 1, 2}, 2, 2), c.in("weights", b.Param(), c.normal(4), 2, 2)
+		gates := c.out("gates", b.Param(), 2, 5)
+		c.contradict(func() { b.Spread(gates.tensor(), id.tensor(), w.tensor()) }, "gates")
+	})
+}
+
 func testAppend(t *testing.T, b kernels.Backend) {
 	for _, row := range []struct {
 		name       string

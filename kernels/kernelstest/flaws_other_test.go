@@ -36,6 +36,8 @@ var otherFlaws = []flaw{
 	{"Merge starts from what it merged", "Merge", `Dst has other bits than a fresh merge`, func(n naive) kernels.Backend { return mergesOnto{n} }},
 	{"PrepareMerge keeps one layer", "PrepareMerge", `1 layers, prepared were 2`, func(n naive) kernels.Backend { return keepsOne{n} }},
 	{"Append puts padding in row 0", "Append", `padding_stays_out`, func(n naive) kernels.Backend { return appendsPadding{n} }},
+	{"Spread keeps the last of equals", "Spread", `twice(?s:.*)gates\[`, func(n naive) kernels.Backend { return lastGate{n} }},
+	{"Spread leaves other gates", "Spread", `gates\[`, func(n naive) kernels.Backend { return leavesGates{n} }},
 	{"Advance runs what is stopped", "Advance", `stopped`, func(n naive) kernels.Backend { return startsAll{n} }},
 	{"Advance goes on behind the end", "Advance", `full`, func(n naive) kernels.Backend { return roomForMore{n} }},
 	{"Advance forgets the window", "Advance", `out_of_the_window(?s:.*)spans\[`, func(n naive) kernels.Backend { return noWindow{n} }},
@@ -307,6 +309,31 @@ type roomForMore struct{ naive }
 func (b roomForMore) Advance(q kernels.Sequences, ids, gates kernels.Tensor) {
 	edit(q.Length, func(_ int, v float64) float64 { return min(v, float64(q.Room-1)) })
 	b.naive.Advance(q, ids, gates)
+}
+
+type lastGate struct{ naive }
+
+func (b lastGate) Spread(gates, ids, ws kernels.Tensor) {
+	b.naive.Spread(gates, ids, ws)
+	n, experts, values := ids.Shape[1], gates.Shape[1], decode(gates)
+	weights := decode(ws)
+	for i, id := range kernels.Slice[int32](ids) {
+		values[i/n*experts+int(id)] = weights[i]
+	}
+	edit(gates, func(i int, _ float64) float64 { return values[i] })
+}
+
+type leavesGates struct{ naive }
+
+func (b leavesGates) Spread(gates, ids, ws kernels.Tensor) {
+	before := decode(gates)
+	b.naive.Spread(gates, ids, ws)
+	edit(gates, func(i int, v float64) float64 {
+		if v == 0 {
+			return before[i]
+		}
+		return v
+	})
 }
 
 type livesOn struct{ naive }

@@ -366,6 +366,14 @@ func (n naive) Merge(m kernels.Merging, ids, ws, force kernels.Tensor, scale flo
 	}
 }
 
+func (n naive) Spread(gates, ids, ws kernels.Tensor) {
+	weights := n.pars(ws)
+	must(len(gates.Shape) == 2 && gates.Shape[0] == weights.rows)
+	chosen := ints(ids, len(weights.elems))
+	must(ids.Shape[1] == weights.cols)
+	store(gates, n.param, spreadGates(gates.Shape[1], chosen, weights))
+}
+
 func (n naive) Append(cache, x, at kernels.Tensor) {
 	must(cache.Shape[1] == x.Shape[1])
 	store(cache, n.float, appendRows(n.acts(cache), n.acts(x), ints(at, x.Shape[0])))

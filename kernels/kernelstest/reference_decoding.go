@@ -33,6 +33,18 @@ func experts(y, x, a, b matrix, rank int, ids []int32, weights matrix, scale flo
 	}))
 }
 
+func spreadGates(experts int, ids []int32, weights matrix) matrix {
+	n := weights.cols
+	return fill(weights.rows, experts, func(t, e int) number {
+		return sum(n, func(k int) number {
+			if int(ids[t*n+k]) != e {
+				return exact(0)
+			}
+			return weights.at(t, k)
+		})
+	})
+}
+
 func merge(src, a, b matrix, rank int, ids []int32, weights []number, scale float64) matrix {
 	return fill(src.rows, src.cols, func(o, i int) number {
 		delta := sum(len(ids), func(k int) number {

@@ -49,6 +49,7 @@ var tests = []struct {
 
 	{"Top2", testTop2},
 	{"Experts", testExperts},
+	{"Spread", testSpread},
 	{"PrepareMerge", testPrepareMerge},
 	{"Merge", testMerge},
 	{"Append", testAppend},
