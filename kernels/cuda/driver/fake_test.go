@@ -202,6 +202,7 @@ var scenes = map[string]func(){
 	},
 	"transfers":  transfersScene,
 	"launches":   launchesScene,
+	"boxes":      boxesScene,
 	"products":   productsScene,
 	"captures":   capturesScene,
 	"profile":    profileScene,

@@ -38,7 +38,7 @@ func (d *device) Launch(name string, l cuda.Launch, args ...any) {
 		k.shared = l.Shared
 	}
 	shape := shapeOf(l)
-	n := pack(d.arguments(), k, args)
+	n := d.pack(d.arguments(), k, args)
 	if !d.keeps() {
 		d.ran(name, d.launch(k, &shape))
 		return
@@ -82,7 +82,7 @@ func (d *device) arguments() []byte {
 }
 
 // pack lays args out as C does, which is the same at every launch of k, and returns their size.
-func pack(buf []byte, k *kernel, args []any) int {
+func (d *device) pack(buf []byte, k *kernel, args []any) int {
 	if len(args) != len(k.parameters) {
 		panic(fmt.Sprintf("kernels/cuda/driver: kernel %s takes %d arguments, not %d", k.name, len(k.parameters), len(args)))
 	}
@@ -92,7 +92,7 @@ func pack(buf []byte, k *kernel, args []any) int {
 	at := 0
 	for i, arg := range args {
 		size := 0
-		at, size = packOne(buf, at, arg)
+		at, size = d.packOne(buf, at, arg)
 		if size != k.parameters[i] {
 			panic(fmt.Sprintf("kernels/cuda/driver: argument %d of kernel %s has %d bytes, not %d (%T)", i, k.name, k.parameters[i], size, arg))
 		}
@@ -103,7 +103,7 @@ func pack(buf []byte, k *kernel, args []any) int {
 }
 
 // packOne writes one argument at or after an offset, and returns where it lies and its size.
-func packOne(buf []byte, at int, arg any) (offset, size int) {
+func (d *device) packOne(buf []byte, at int, arg any) (offset, size int) {
 	wide := (at + 7) &^ 7
 	narrow := (at + 3) &^ 3
 	switch v := arg.(type) {
@@ -128,7 +128,7 @@ func packOne(buf []byte, at int, arg any) (offset, size int) {
 	}
 	if box, ok := arg.(cuda.Box); ok {
 		at = (at + boxAlign - 1) &^ (boxAlign - 1)
-		packBox(buf[at:], box)
+		d.packBox(buf[at:], box)
 		return at, C.box_bytes
 	}
 	t := reflect.TypeOf(arg)
@@ -146,9 +146,9 @@ func packOne(buf []byte, at int, arg any) (offset, size int) {
 // boxAlign is the alignment of a CUtensorMap.
 const boxAlign = 64
 
-func packBox(buf []byte, x cuda.Box) {
+func (d *device) packBox(buf []byte, x cuda.Box) {
 	m := x.Of
-	r := C.queue_box(unsafe.Pointer(unsafe.SliceData(buf)), C.CUdeviceptr(m.At), C.uint(m.Rows), C.uint(m.Cols), C.uint(m.Stride), C.uint(x.Rows), C.uint(x.Cols))
+	r := C.queue_box(d.q, unsafe.Pointer(unsafe.SliceData(buf)), C.CUdeviceptr(m.At), C.uint(m.Rows), C.uint(m.Cols), C.uint(m.Stride), C.uint(x.Rows), C.uint(x.Cols))
 	if err := result(r); err != nil || m.Type != kernels.BF16 || m.Transposed {
 		panic(fmt.Sprintf("kernels/cuda/driver: boxes of %d rows of %+v: %v", x.Rows, m, err))
 	}
@@ -159,7 +159,7 @@ func (d *device) Boxes(dst cuda.Address, list []cuda.Box) {
 	buf := make([]byte, len(list)*C.box_bytes)
 	for i, x := range list {
 		if x.Rows > 0 {
-			packBox(buf[i*C.box_bytes:], x)
+			d.packBox(buf[i*C.box_bytes:], x)
 		}
 	}
 	d.Upload(dst, buf)

@@ -18,7 +18,8 @@ CUresult queue_launch(queue *q, CUfunction f, const launch_shape *s) {
     return cuLaunchKernel(f, s->grid[0], s->grid[1], s->grid[2], s->block[0], s->block[1], s->block[2], s->shared, q->stream, q->where, NULL);
 }
 
-CUresult queue_box(void *to, CUdeviceptr at, unsigned rows, unsigned cols, unsigned stride, unsigned box_rows, unsigned box_cols) {
+CUresult queue_box(queue *q, void *to, CUdeviceptr at, unsigned rows, unsigned cols, unsigned stride, unsigned box_rows, unsigned box_cols) {
+    IN(q);
     CUtensorMap map; // aligned as it must be
     cuuint64_t size[] = {cols, rows}, pitch[] = {2ull * stride};
     cuuint32_t box[] = {box_cols ? box_cols : 64, box_rows}, every[] = {1, 1};

@@ -17,7 +17,7 @@ typedef struct {
 
 enum { box_bytes = sizeof(CUtensorMap) };
 // Writes to `to` how kernels copy a matrix of bf16 with rows `stride` elements apart: by boxes of box_rows rows and 64 columns.
-CUresult queue_box(void *to, CUdeviceptr at, unsigned rows, unsigned cols, unsigned stride, unsigned box_rows, unsigned box_cols);
+CUresult queue_box(queue *q, void *to, CUdeviceptr at, unsigned rows, unsigned cols, unsigned stride, unsigned box_rows, unsigned box_cols);
 
 CUresult queue_launch(queue *q, CUfunction f, const launch_shape *shape);
 CUresult queue_allow_shared(queue *q, CUfunction f, int bytes);

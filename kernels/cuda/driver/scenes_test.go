@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -188,6 +189,36 @@ func launchesScene() {
 	for _, shared := range []int{100000, 60000, 120000} {
 		launchSum(d, cuda.Launch{Shared: shared})
 	}
+	closeWell(d)
+}
+
+// TestBoxes makes boxes on a thread that the driver has not seen.
+func TestBoxes(t *testing.T) {
+	out, notes := play(t, "boxes")
+	expectQuiet(t, out)
+	for _, want := range []string{"box of 8 rows and 64 columns", "box of 64 rows and 128 columns"} {
+		if !slices.ContainsFunc(notes, func(n string) bool { return strings.Contains(n, want) }) {
+			t.Errorf("no %s in %q", want, notes)
+		}
+	}
+}
+
+func boxesScene() {
+	d := mustOpen()
+	to, err := d.Alloc(3 * 128)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	matrix := cuda.Matrix{At: to, Type: kernels.BF16, Rows: 8, Cols: 128, Stride: 128}
+	done := make(chan struct{})
+	go func() {
+		runtime.LockOSThread() // and never unlocked: another thread goes on
+		d.Boxes(to, []cuda.Box{{Of: matrix, Rows: 8}, {}, {Of: matrix, Rows: 64, Cols: 128}})
+		close(done)
+	}()
+	<-done
+	d.Free(to)
 	closeWell(d)
 }
 

@@ -136,6 +136,13 @@ result cuDevicePrimaryCtxRetain(void **c, int d) { (void)d; *c = &the_context; n
 result cuDevicePrimaryCtxRelease_v2(int d) { (void)d; note("release"); return ok; }
 result cuDevicePrimaryCtxReset_v2(int d) { (void)d; note("reset"); return ok; }
 result cuCtxSetCurrent(void *c) { current = c; return fault; }
+result cuTensorMapEncodeTiled(void *map, int type, unsigned rank, void *at, const unsigned long long *size, const unsigned long long *pitch,
+                              const unsigned *box, const unsigned *every, int interleave, int swizzle, int promotion, int fill) {
+    (void)map, (void)type, (void)rank, (void)at, (void)size, (void)pitch, (void)every, (void)interleave, (void)swizzle, (void)promotion, (void)fill;
+    WELL;
+    note("box of %u rows and %u columns", box[1], box[0]);
+    return ok;
+}
 result cuStreamCreate(void **s, unsigned flags) { (void)flags; WELL; *s = &stream; return ok; }
 result cuStreamDestroy_v2(void *s) { (void)s; WELL; return ok; }
 result cuStreamSynchronize(void *s) {
