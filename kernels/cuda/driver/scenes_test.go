@@ -204,6 +204,7 @@ func TestBoxes(t *testing.T) {
 }
 
 func boxesScene() {
+	runtime.LockOSThread() // so that a goroutine is on another
 	d := mustOpen()
 	to, err := d.Alloc(3 * 128)
 	if err != nil {
@@ -213,7 +214,6 @@ func boxesScene() {
 	matrix := cuda.Matrix{At: to, Type: kernels.BF16, Rows: 8, Cols: 128, Stride: 128}
 	done := make(chan struct{})
 	go func() {
-		runtime.LockOSThread() // and never unlocked: another thread goes on
 		d.Boxes(to, []cuda.Box{{Of: matrix, Rows: 8}, {}, {Of: matrix, Rows: 64, Cols: 128}})
 		close(done)
 	}()
