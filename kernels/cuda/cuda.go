@@ -6,7 +6,8 @@
 //
 // Kernels in files named _sm90.cu are for Hopper (hopper.cuh has its instructions): large products that add the experts on the way, products with
 // few columns, attention. Other cards and the emulator use general kernels and cuBLAS for the same; on Hopper cuBLAS is left with frozen linear
-// layers, the output projection, biases, rows of no multiple of 8 elements and float32.
+// layers, the output projection, biases, rows of no multiple of 8 elements and float32. A decoding step of most models is one such kernel,
+// stream_sm90.cu, which follows a schedule that stream_plan.go makes; other cards and models run it as a recording of many.
 //
 // A device is what the backend asks for memory, launches and products: a GPU (build tag gpu), or the emulator of
 // package emulator, which runs the same kernels' source on the processor, for tests.
