@@ -351,6 +351,8 @@ template <int TILES, int DIM, int GROUP> struct Stream {
             end(s);
         }
     }
+    // Where this warp keeps the factor of a sequence; warps that share one have it each for themselves.
+    __device__ int rstd_at(int s) const { return share() > 1 ? warp : s; }
     // The warps to a sequence.
     __device__ int share() const { return step.top <= 1 ? 8 : step.top <= 2 ? 4 : step.top <= 4 ? 2 : 1; }
 
@@ -547,7 +549,7 @@ template <int TILES, int DIM, int GROUP> struct Stream {
         for (int s = warp / share(); s < step.top; s += stream_warps / share())
             if (step.pos[s] >= 0) {
                 float r = rstd_of(m.squares_mlp, l, s);
-                if (lane == 0) step.rstd[s] = r; // by each warp that has the sequence, alike
+                if (lane == 0) step.rstd[rstd_at(s)] = r;
             }
         __syncwarp();
         each_pair(
@@ -560,7 +562,7 @@ template <int TILES, int DIM, int GROUP> struct Stream {
             },
             [&](int s, int c, const GateUp &v) {
                 int d = part.first_column + c;
-                if (s != before) rstd = step.rstd[s], before = s;
+                if (s != before) rstd = step.rstd[rstd_at(s)], before = s;
                 float a[2] = {rstd * sum_of(v.gate.x, v.gates), rstd * sum_of(v.gate.y, v.gates)}, b[2] = {rstd * sum_of(v.up.x, v.ups), rstd * sum_of(v.up.y, v.ups)};
 #pragma unroll
                 for (int i = 0; i < 2; i++) {

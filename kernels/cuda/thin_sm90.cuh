@@ -152,6 +152,7 @@ __device__ inline void tall_product(float (&acc)[N / 2], unsigned char *shared, 
         unsigned long long x = panel_descriptor(stage, THIN_DEEP, tall_panel), y = panel_descriptor(stage + tall_panel, TALL_DEEP, tall_panel);
         if constexpr (GATED) {
             wgmma_wait<0>(); // a is free
+            __syncwarp();    // and all of the warp have read what it was made of
             if (i > 0 && threadIdx.x % 32 == 0) barrier_arrive(empty + before);
             constexpr int steps = N == 64 ? 4 : 2; // as many as registers allow
             gated.load(a, stage);
