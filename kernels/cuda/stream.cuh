@@ -79,10 +79,11 @@ constexpr int most_additions = 511;
 __device__ inline int additions(long long v) { return (int)((v + (one_addition >> 1)) >> sum_bits); }
 __device__ inline float sum_of(long long v, int n) { return (float)(v - n * one_addition) * 0x1p-27f; }
 
-// Adds v. What leaves no room for other sums makes the step's logits NaN.
-__device__ inline void add_to_sum(long long *to, float v, int *bad) {
-    if (!(fabsf(v) < 0x1p17f)) *bad = 1, v = 0;
-    asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(to), "l"(one_addition + __float2ll_rn(v * 0x1p27f)) : "memory");
+// Adds v, or nothing and says so if it leaves no room for other sums, which makes the step's logits NaN.
+__device__ inline bool add_to_sum(long long *to, float v) {
+    bool bad = !(fabsf(v) < 0x1p17f);
+    asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(to), "l"(one_addition + __float2ll_rn(bad ? 0.f : v * 0x1p27f)) : "memory");
+    return bad;
 }
 
 // Reads what other blocks are writing.
@@ -119,6 +120,11 @@ struct Patience {
         if (--left == 0) asm volatile("trap;");
     }
 };
+
+// Four matrices of 8 x 8 bf16 as mma.cuh's ldmatrix, at addresses of shared memory.
+__device__ inline void ldmatrix(unsigned (&r)[4], unsigned at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at));
+}
 
 __device__ inline void fence_card() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 

@@ -12,7 +12,7 @@ import (
 
 // The shape of a block of stream_sm90.cu.
 const (
-	streamBlockThreads = 32 * (streamWarps + 2)
+	streamBlockThreads = 32 * (streamWarps + 4)
 	streamMaxStages    = 11
 	streamMinStages    = 3
 	streamUnderWay     = 3 // stages that are being copied at a time: more of them delay what blocks tell each other

@@ -17,8 +17,9 @@
 #include "mma.cuh"
 #include "stream.cuh"
 
-// Eight warps multiply, one copies, one clears.
-constexpr int stream_warps = 8, stream_workers = 32 * stream_warps, stream_threads = stream_workers + 64;
+// Eight warps multiply, one copies, one clears; two more are there because registers are dealt to warps by fours.
+constexpr int stream_warps = 8, stream_workers = 32 * stream_warps, stream_threads = stream_workers + 128;
+constexpr int stream_registers = 224, stream_other_registers = 56; // of a thread that multiplies, of the others
 
 enum Phase { into_attention, out_of_attention, into_mlp, out_of_mlp, into_logits, stream_phases };
 
@@ -173,33 +174,65 @@ template <int TILES, int DIM, int GROUP> struct Stream {
 
     __device__ void meet() const { threads_sync(1, stream_workers); }
 
-    // d += the stage's 16 rows of this warp times 64 columns of x from k on.
-    __device__ void multiply(float (&d)[TILES][4], const unsigned char *rows, const bf16 *from, int stride, int k) const {
+    // Where this thread begins to read its warp's 16 rows in a stage, and of x in shared memory, of rows stride apart, for ldmatrix. Chunks
+    // of 16 bytes lie swapped by their row; two chunks further is one bit of the address.
+    __device__ unsigned rows_at() const {
         int r = lane % 8 + lane / 8 % 2 * 8;
-        const bf16 *column = from + (lane % 8) * stride + k + lane / 8 * 8;
+        return warp * 2048 + r * 128 + (lane / 16 ^ r & 7) * 16;
+    }
+    __device__ unsigned columns_at(int stride) const { return shared_at(x) + ((lane % 8) * stride + lane / 8 * 8) * 2; }
+
+    // d += the 16 rows at `rows` times 64 columns at `columns`, for each eight sequences. Two sums for each, so that products do not wait for
+    // each other.
+    __device__ static void multiply(float (&d)[2][TILES][4], unsigned rows, unsigned columns, int stride) {
         unsigned a[4][4];
 #pragma unroll
-        for (int i = 0; i < 4; i++) ldmatrix(a[i], rows + r * 128 + ((2 * i + lane / 16) ^ r & 7) * 16);
+        for (int i = 0; i < 4; i++) ldmatrix(a[i], rows ^ 32 * i);
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
             unsigned b[2][4];
-            ldmatrix(b[0], column + 8 * t * stride);
-            ldmatrix(b[1], column + 8 * t * stride + 32);
+            ldmatrix(b[0], columns + 16 * t * stride);
+            ldmatrix(b[1], columns + 16 * t * stride + 64);
 #pragma unroll
-            for (int i = 0; i < 4; i++) mma(d[t], a[i], b[i / 2] + i % 2 * 2);
+            for (int i = 0; i < 4; i++) mma(d[i % 2][t], a[i], b[i / 2] + i % 2 * 2);
+        }
+    }
+    // d += this warp's rows of `count` stages times the columns of x from k on.
+    __device__ void multiply_stages(float (&d)[2][TILES][4], int count, int k, int stride) {
+        unsigned rows = shared_at(ring) + rows_at(), columns = columns_at(stride) + 2 * k;
+#pragma unroll 1
+        for (; count > 0; count--, columns += 128) {
+            barrier_wait(full + stage, parity);
+            multiply(d, rows + stage * stream_stage, columns, stride);
+            release();
+        }
+    }
+    // The same of 16 rows of A: each warp has the columns of every eighth 64, of `count` in all.
+    __device__ void multiply_down(float (&d)[2][TILES][4], int count, int k, int stride) {
+        unsigned rows = shared_at(ring) + rows_at(), columns = columns_at(stride) + 2 * (k + 64 * warp);
+#pragma unroll 1
+        for (int left = count - warp; left + warp > 0; left -= stream_warps, columns += 128 * stream_warps) {
+            barrier_wait(full + stage, parity);
+            if (left > 0) multiply(d, rows + stage * stream_stage, columns, stride);
+            release();
         }
     }
 
-    // Adds 16 rows from `row` on, of which there are rows, to sums whose sequences are stride apart, and forgets them.
-    __device__ void add(float (&d)[TILES][4], long long *sums, int row, int rows, int stride) const {
+    // Adds 16 rows from `row` on, of which there are rows, to sums whose sequences are stride apart.
+    __device__ void add(const float (&d)[TILES][4], long long *sums, int row, int rows, int stride) const {
+        sums += row + lane / 4 + (long long)(lane % 4 * 2) * stride;
+        bool overflow = false;
 #pragma unroll
-        for (int t = 0; t < TILES; t++)
+        for (int t = 0; t < TILES; t++) {
+            if (8 * t >= step.top) break;
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                int r = row + lane / 4 + i / 2 * 8, s = 8 * t + lane % 4 * 2 + i % 2;
-                if (r < rows && s < step.top) add_to_sum(sums + (long long)s * stride + r, d[t][i], m.bad);
-                d[t][i] = 0;
+                int s = 8 * t + lane % 4 * 2 + i % 2;
+                if (s < step.top && row + lane / 4 + i / 2 * 8 < rows)
+                    overflow |= add_to_sum(sums + (long long)(8 * t + i % 2) * stride + i / 2 * 8, d[t][i]);
             }
+        }
+        if (overflow) *m.bad = 1;
     }
 
     // The runs of a phase.
@@ -207,20 +240,20 @@ template <int TILES, int DIM, int GROUP> struct Stream {
         const StreamPart &part = step.part[phase];
         int stride = part.columns + 8, ranks = step.active * m.rank;
         unsigned ready = 0; // the targets whose hidden numbers are in `gated`
-        float d[TILES][4] = {};
 #pragma unroll 1
         for (int i = 0; i < part.runs; i++) {
             const StreamRun &r = runs[part.first_run + i];
             const StreamTarget &t = m.target[r.target];
             bool down = r.kind == stream_down;
             if (down && 16 * r.row >= ranks) continue;
-#pragma unroll 1
-            for (int j = 0; j < r.count; j += down ? stream_warps : 1) {
-                int column = down ? j + warp : j; // of A each warp has its own
-                barrier_wait(full + stage, parity);
-                if (column < r.count) multiply(d, ring + stage * stream_stage + warp * 2048, x, stride, r.column - part.first_column + 64 * column);
-                release();
-            }
+            float both[2][TILES][4] = {};
+            if (down)
+                multiply_down(both, r.count, r.column - part.first_column, stride);
+            else
+                multiply_stages(both, r.count, r.column - part.first_column, stride);
+            float(&d)[TILES][4] = both[0];
+#pragma unroll
+            for (int i = 0; i < 4 * TILES; i++) d[i / 4][i % 4] += both[1][i / 4][i % 4];
             if (down && m.local) {
                 keep_hidden(d, 16 * r.row);
                 if (16 * r.row + 16 >= ranks) gate_local(t.place), ready |= 1 << r.target;
@@ -283,12 +316,12 @@ template <int TILES, int DIM, int GROUP> struct Stream {
         }
     }
     // This warp's part of 16 rows of hidden numbers.
-    __device__ void keep_hidden(float (&d)[TILES][4], int row) const {
+    __device__ void keep_hidden(const float (&d)[TILES][4], int row) const {
         float *to = hidden() + ((row / 16 * stream_warps + warp) * 32 + lane) * 4 * TILES;
 #pragma unroll
         for (int t = 0; t < TILES; t++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) to[4 * t + i] = d[t][i], d[t][i] = 0;
+            for (int i = 0; i < 4; i++) to[4 * t + i] = d[t][i];
     }
     __device__ void gate_local(int place) {
         bf16 *to = gated_of(place);
@@ -826,13 +859,14 @@ template <int TILES, int DIM, int GROUP> __device__ void stream(const StreamMode
     Stream<TILES, DIM, GROUP> s{m, step, memory, full, full + m.stages, x, gated, runs - step.part[0].first_run, added, cleared};
     s.warp = threadIdx.x / 32, s.lane = threadIdx.x % 32;
     if (step.top == 0) return;
-    if (s.warp == stream_warps) {
-        if (s.lane == 0) s.copy();
-    } else if (s.warp > stream_warps) {
-        s.clear_all();
-    } else {
+    if (s.warp < stream_warps) {
+        more_registers<stream_registers>();
         s.multiply_all();
+        return;
     }
+    fewer_registers<stream_other_registers>();
+    if (s.warp == stream_warps && s.lane == 0) s.copy();
+    if (s.warp == stream_warps + 1) s.clear_all();
 }
 
 #define STREAM(TILES, DIM, GROUP)                                                                                                                  \
