@@ -15,7 +15,7 @@ const (
 	streamBlockThreads = 32 * (streamWarps + 4)
 	streamMaxStages    = 11
 	streamMinStages    = 3
-	streamUnderWay     = 3 // stages that are being copied at a time: more of them delay what blocks tell each other
+	streamUnderWay     = 4 // stages that are being copied at a time: more of them delay what blocks tell each other
 	streamMaps         = 3*kernels.Targets + 2
 	streamAdditions    = 511 // numbers that a sum can count
 	mapBytes           = 128
@@ -131,7 +131,7 @@ func (s *stream) prepare(shape streamShape) error {
 		}
 	}
 	tiles := shape.tiles()
-	scratch := ((each+2+streamWarps*each)*heads.Dim + 2*streamWarps*each) * 4
+	scratch := ((streamItems*(each+2)+streamWarps*each)*heads.Dim + 2*streamWarps*each) * 4
 	gated := 3 * tiles * 8 * (shape.ranks() + 8) * 2
 	local := int32(0)
 	if shape.local() {

@@ -52,6 +52,8 @@ const (
 	streamChoices   = 128
 	streamSplits    = 16
 	streamSlices    = 32 // of the width, a lane for each
+	streamItems     = 4  // of attention, whose queries a block reads at once
+	streamUpBehind  = 3  // stages, at least, behind which B is multiplied
 )
 
 // streamRun, streamPart and streamTarget are those of stream.cuh.
@@ -337,6 +339,7 @@ func (p *planner) dealUp(phase int, panels []panel) {
 			return r.Kind != runDown && int(r.Target) == x.target && int(r.Row) == x.row
 		})
 		work[i].Kind = runWeightsAndUp
+		p.splitUp(b, phase, i)
 		p.load[b] += p.ranks() * streamRows * 2
 		if !p.local() || slices.ContainsFunc(work, func(r streamRun) bool { return r.Kind == runDown && int(r.Target) == x.target }) {
 			continue
@@ -347,17 +350,42 @@ func (p *planner) dealUp(phase int, panels []panel) {
 	}
 }
 
-// order puts a block's part of A first, for others wait for it, and what needs A's products last.
+// splitUp makes two of a run that is all of a block's weights, so that there is something behind what waits for A's products. The second adds to the
+// same sums, which for many sequences takes longer than the wait.
+func (p *planner) splitUp(block, phase, run int) {
+	work := p.work[block][phase]
+	rest := work[run]
+	if p.local() || p.tiles() > 1 || rest.Count < 2*streamUpBehind ||
+		slices.ContainsFunc(work, func(r streamRun) bool { return r.Kind == runWeights }) {
+		return
+	}
+	work[run].Count -= rest.Count / 2
+	rest.Kind, rest.Column, rest.Count = runWeights, rest.Column+work[run].Count*streamCols, rest.Count/2
+	p.work[block][phase] = append(work, rest)
+}
+
+// order puts a block's part of A first, for others wait for it. What needs A's products comes behind other weights, its own or those of a run, by
+// which time they are there, but not last, where all would wait for it.
 func (p *planner) order(phase int) {
-	place := map[int32]int{runDown: 0, runWeights: 1, runWeightsAndUp: 2}
 	for b := range p.blocks {
-		slices.SortStableFunc(p.work[b][phase], func(x, y streamRun) int {
-			kind := cmp.Compare(place[x.Kind], place[y.Kind])
-			if x.Kind == runWeights {
-				return kind
+		work := p.work[b][phase]
+		ups := slices.IndexFunc(work, func(r streamRun) bool { return r.Kind == runWeightsAndUp && r.Count >= streamUpBehind })
+		place := make(map[streamRun]int, len(work))
+		first := ups < 0 // whether a run of weights alone comes before
+		for _, r := range work {
+			switch r.Kind {
+			case runWeights:
+				place[r] = 4
+				if first {
+					place[r], first = 1, false
+				}
+			case runWeightsAndUp:
+				if place[r] = 3; ups >= 0 && r == work[ups] {
+					place[r] = 2
+				}
 			}
-			return cmp.Or(kind, cmp.Compare(x.Target, y.Target))
-		})
+		}
+		slices.SortStableFunc(work, func(x, y streamRun) int { return cmp.Compare(place[x], place[y]) })
 	}
 }
 

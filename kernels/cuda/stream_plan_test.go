@@ -42,6 +42,11 @@ func checkStreamPlan(t *testing.T, s streamShape, p *streamPlan) {
 					t.Errorf("block %d keeps columns [%d, +%d) of its [%d, +%d) in phase %d", b, part.KeepFirst, part.KeepColumns, part.FirstColumn, part.Columns, phase)
 				}
 			}
+			if all := p.runs[part.FirstRun : part.FirstRun+part.Runs]; len(all) > 0 && s.tiles() == 1 && !s.local() {
+				if last := all[len(all)-1]; last.Kind == runWeightsAndUp && last.Count >= 2*streamUpBehind {
+					t.Errorf("block %d ends phase %d with %+v, which waits for A", b, phase, last)
+				}
+			}
 			seen := int32(runDown)
 			for _, r := range p.runs[part.FirstRun : part.FirstRun+part.Runs] {
 				if phaseOf(int(r.Target)) != phase {

@@ -21,6 +21,9 @@
 constexpr int stream_warps = 8, stream_workers = 32 * stream_warps, stream_threads = stream_workers + 128;
 constexpr int stream_registers = 224, stream_other_registers = 56; // of a thread that multiplies, of the others
 
+constexpr int stream_items = 4;    // of attention's work whose queries a block reads at once
+constexpr int stream_together = 2; // pairs of numbers that a thread reads at once
+
 enum Phase { into_attention, out_of_attention, into_mlp, out_of_mlp, into_logits, stream_phases };
 
 // What a block remembers of the step, in shared memory.
@@ -122,16 +125,17 @@ template <int TILES, int DIM, int GROUP> struct Stream {
     }
 
     __device__ void copy_keys(const TensorMap *maps) {
-        each_item([&](int s, int head, int split, int, int) {
+        for (int i = blockIdx.x, s = 0; i < step.items[step.top]; i += gridDim.x) {
+            Item it = item(i, s);
             int from, to;
-            blocks_of(s, split, from, to);
+            blocks_of(s, it.split, from, to);
             for (int b = from; b < to; b++)
                 for (int v = 0; v < 2; v++) {
                     unsigned char *at = room(64 * DIM * 2);
-                    copy_box(at, maps + 3 * stream_targets + v, head * DIM, s * m.positions + 64 * b, full + stage);
+                    copy_box(at, maps + 3 * stream_targets + v, it.head * DIM, s * m.positions + 64 * b, full + stage);
                     next();
                 }
-        });
+        }
     }
 
     // Brings the maps of a phase near, of which the first use would wait for them.
@@ -156,12 +160,15 @@ template <int TILES, int DIM, int GROUP> struct Stream {
 
     // ---- Attention's work: a sequence, a key-value head and some blocks of 64 keys.
 
-    template <class F> __device__ void each_item(F f) const {
-        for (int i = blockIdx.x, s = 0; i < step.items[step.top]; i += gridDim.x) {
-            while (i >= step.items[s + 1]) s++;
-            int j = i - step.items[s];
-            f(s, j / step.splits[s], j % step.splits[s], step.pos[s], step.splits[s]);
-        }
+    struct Item {
+        int s, head, split;
+        bool last; // of the sequence's splits, which has the token's own key
+    };
+    // The i-th of all; s is a sequence that is not behind its, and becomes that.
+    __device__ Item item(int i, int &s) const {
+        while (i >= step.items[s + 1]) s++;
+        int j = i - step.items[s], splits = step.splits[s];
+        return {s, j / splits, j % splits, j % splits == splits - 1};
     }
     __device__ void blocks_of(int s, int split, int &from, int &to) const {
         from = step.first_block[s] + step.blocks[s] * split / step.splits[s];
@@ -260,7 +267,7 @@ template <int TILES, int DIM, int GROUP> struct Stream {
                 continue;
             }
             if (r.kind == stream_weights_and_up) {
-                if (!(ready >> r.target & 1)) gate(t, sums, (ranks + 15) / 16);
+                if (!(ready >> r.target & 1)) gate(t, sums);
                 ready |= 1 << r.target;
 #pragma unroll 1
                 for (int k = 0; k < ranks; k += 64) {
@@ -293,18 +300,21 @@ template <int TILES, int DIM, int GROUP> struct Stream {
             if (step.ids[s * m.chosen + j] == e) g += step.weights[s * m.chosen + j];
         return m.scale * g;
     }
-    // The experts' hidden numbers, once all blocks' parts of them are there, times their gates.
-    __device__ void gate(const StreamTarget &t, const long long *sums, int groups) {
-        bf16 *to = gated_of(t.place);
-        int ranks = step.active * m.rank, padded = 16 * groups, stride = m.most_ranks + 8;
+    // Makes a target's right sides of hidden(s, k), row k of sequence s, times their gates. What columns behind the last sequence hold does not matter:
+    // nobody adds what comes of them.
+    template <class F> __device__ void gate_all(int place, F hidden) const {
+        bf16 *to = gated_of(place);
+        int ranks = step.active * m.rank, rows = (ranks + 15) / 16 * 16, parts = (rows + 31) / 32;
 #pragma unroll 1
-        for (int i = threadIdx.x; i < padded * columns; i += stream_workers) {
-            int k = i % padded, s = i / padded;
-            float v = 0;
-            if (k < ranks && s < step.top) v = gate_of(s, k) * complete(sums + t.hidden_at + (long long)s * m.most_ranks + k, t.hidden_adds);
-            to[s * stride + k] = to_bf16(v);
+        for (int i = warp; i < step.top * parts; i += stream_warps) {
+            int s = i / parts, k = (i - s * parts) * 32 + lane;
+            if (k < rows) to[s * (m.most_ranks + 8) + k] = to_bf16(k < ranks ? gate_of(s, k) * hidden(s, k) : 0.f);
         }
         meet();
+    }
+    // The experts' hidden numbers, once all blocks' parts of them are there, times their gates.
+    __device__ void gate(const StreamTarget &t, const long long *sums) {
+        gate_all(t.place, [&](int s, int k) { return complete(sums + t.hidden_at + (long long)s * m.most_ranks + k, t.hidden_adds); });
     }
     // A sum of n numbers, when it has them.
     __device__ float complete(const long long *sum, int n) const {
@@ -323,23 +333,16 @@ template <int TILES, int DIM, int GROUP> struct Stream {
 #pragma unroll
             for (int i = 0; i < 4; i++) to[4 * t + i] = d[t][i];
     }
-    __device__ void gate_local(int place) {
-        bf16 *to = gated_of(place);
-        int ranks = step.active * m.rank, padded = (ranks + 15) / 16 * 16, stride = m.most_ranks + 8;
+    __device__ void gate_local(int place) const {
         meet();
-#pragma unroll 1
-        for (int i = threadIdx.x; i < padded * columns; i += stream_workers) {
-            int k = i % padded, s = i / padded;
+        gate_all(place, [&](int s, int k) {
             // Where a fragment has row k % 16 of column s % 8.
-            int at = (k % 8 * 4 + s % 8 / 2) * 4 * TILES + s / 8 * 4 + k % 16 / 8 * 2 + s % 2;
+            const float *from = hidden() + k / 16 * stream_warps * 128 * TILES + (k % 8 * 4 + s % 8 / 2) * 4 * TILES + s / 8 * 4 + k % 16 / 8 * 2 + s % 2;
             float v = 0;
-            if (k < ranks && s < step.top) {
-                for (int w = 0; w < stream_warps; w++) v += hidden()[(k / 16 * stream_warps + w) * 128 * TILES + at];
-                v *= gate_of(s, k);
-            }
-            to[s * stride + k] = to_bf16(v);
-        }
-        meet();
+#pragma unroll
+            for (int w = 0; w < stream_warps; w++) v += from[w * 128 * TILES];
+            return v;
+        });
     }
     __device__ void multiply_up(float (&d)[TILES][4], const unsigned char *at, const bf16 *hidden, int k, int steps) const {
         int stride = m.most_ranks + 8, chunk = 2 * (warp % 4) + lane / 8 % 2, r = lane % 8;
@@ -357,31 +360,36 @@ template <int TILES, int DIM, int GROUP> struct Stream {
 
     // ---- What a phase multiplies with: its part's columns of x.
 
-    // For each sequence s that this warp has: for its pairs of columns c, c + 1 of a part load(s, c) until it gives what is ready, and then
-    // store(s, c, what it gave); end(s). Several loads are under way at once. A sequence is that of one warp or, if there are few, of several.
-    template <class L, class S, class E> __device__ void each_pair(const StreamPart &part, L load, S store, E end) const {
-        constexpr int together = 4;
-        int each = share(), threads = 32 * each, own = threadIdx.x % threads;
-        for (int s = warp / each; s < step.top; s += stream_warps / each) {
-            for (int base = 0; base < part.columns; base += 2 * together * threads) {
-                int c = base + 2 * own;
-                decltype(load(0, 0)) v[together];
-                Patience patience;
-                for (bool ready = false; !ready; patience.wait()) {
-                    ready = true;
+    // For each sequence s that this warp has: for its pairs of columns c, c + 1 of a part load(s, c, v), which reads what is not in v yet, until v is
+    // ready, and then store(s, c, v); end(s). Several loads are under way at once. A sequence is that of one warp or, if there are few, of several.
+    template <class T, class L, class S, class E> __device__ void each_pair(const StreamPart &part, L load, S store, E end) const {
+        constexpr int together = stream_together;
+        int each = share(), own = 2 * (threadIdx.x % (32 * each)), next = 64 * each, sequences = stream_warps / each;
+        for (int s = warp / each, c = own; s < step.top;) {
+            T v[together];
+            auto several = [&](auto f) { // the next pairs of columns, of as many sequences as they take
+                int at = s, d = c;
 #pragma unroll
-                    for (int i = 0; i < together; i++)
-                        if (c + 2 * i * threads < part.columns) v[i] = load(s, c + 2 * i * threads);
-#pragma unroll
-                    for (int i = 0; i < together; i++)
-                        if (c + 2 * i * threads < part.columns) ready &= v[i].ready();
+                for (int i = 0; i < together; i++) {
+                    if (at < step.top && d < part.columns) f(i, at, d);
+                    if ((d += next) - own >= part.columns) d = own, at += sequences;
                 }
-#pragma unroll
-                for (int i = 0; i < together; i++)
-                    if (c + 2 * i * threads < part.columns) store(s, c + 2 * i * threads, v[i]);
+            };
+            Patience patience;
+            for (bool ready = false; !ready; patience.wait()) {
+                ready = true;
+                several([&](int i, int s, int c) { load(s, c, v[i]); });
+                several([&](int i, int, int) { ready &= v[i].ready(); });
             }
-            __syncwarp();
-            end(s);
+#pragma unroll
+            for (int i = 0; i < together; i++) {
+                if (s >= step.top) break;
+                if (c < part.columns) store(s, c, v[i]);
+                if ((c += next) - own < part.columns) continue;
+                __syncwarp();
+                end(s);
+                c = own, s += sequences;
+            }
         }
     }
     // Where this warp keeps the factor of a sequence; warps that share one have it each for themselves.
@@ -391,13 +399,12 @@ template <int TILES, int DIM, int GROUP> struct Stream {
 
     // Two columns of the residual stream: what they were, and what a linear layer adds.
     struct Grown {
-        Said2 base;
-        longlong2 sum;
+        Said2 base = {{0, -1}, {0, -1}};
+        longlong2 sum = {0, 0};
         float2 norm, bias;
-        int when, adds;
-        __device__ bool ready() const {
-            return base.a.when == when && base.b.when == when && (adds == 0 || (additions(sum.x) == adds && additions(sum.y) == adds));
-        }
+        int when = 0, adds = 0;
+        __device__ bool has_base() const { return base.a.when == when && base.b.when == when; }
+        __device__ bool ready() const { return has_base() && additions(sum.x) == adds && additions(sum.y) == adds; }
     };
 
     // Where the residual stream is: the embedding, or what was kept of it in a layer, and what a linear layer has added to it since.
@@ -423,24 +430,23 @@ template <int TILES, int DIM, int GROUP> struct Stream {
         Said *squares = phase == into_mlp ? m.squares_mlp : phase == into_attention ? m.squares : m.logit_squares;
         int stride = part.columns + 8, kept_from = part.keep_first - part.first_column;
         float square = 0;
-        each_pair(
+        each_pair<Grown>(
             part,
-            [&](int s, int c) {
+            [&](int s, int c, Grown &v) {
                 int d = part.first_column + c;
                 long long at = (long long)s * m.width + d;
-                Grown v;
-                v.norm = *(const float2 *)(norm + d), v.bias = make_float2(0, 0);
-                v.adds = 0, v.when = 0, v.sum = make_longlong2(0, 0), v.base = {{0, 0}, {0, 0}};
-                if (step.pos[s] < 0) return v;
-                if (from.base) {
-                    v.base = glance((const Said2 *)(from.base + at)), v.when = when(from.layer);
+                bool used = step.pos[s] >= 0;
+                v.norm = *(const float2 *)(norm + d), v.bias = used && from.bias ? *(const float2 *)(from.bias + d) : make_float2(0, 0);
+                v.when = from.base ? when(from.layer) : 0, v.adds = used && from.target ? adds(*from.target, d) : 0;
+                if (!used) {
+                    v.base = {{0, v.when}, {0, v.when}};
+                } else if (from.base) {
+                    if (!v.has_base()) v.base = glance((const Said2 *)(from.base + at));
                 } else {
                     unsigned e = *(const unsigned *)(m.embed + (long long)m.tokens[s] * m.width + d);
-                    v.base.a.number = __uint_as_float(e << 16), v.base.b.number = __uint_as_float(e & 0xffff0000u);
+                    v.base = {{__uint_as_float(e << 16), 0}, {__uint_as_float(e & 0xffff0000u), 0}};
                 }
-                if (from.target) v.adds = adds(*from.target, d), v.sum = glance((const longlong2 *)(from.sums + from.target->sums_at + at));
-                if (from.bias) v.bias = *(const float2 *)(from.bias + d);
-                return v;
+                if (v.adds > 0) v.sum = glance((const longlong2 *)(from.sums + from.target->sums_at + at));
             },
             [&](int s, int c, const Grown &v) {
                 long long at = (long long)s * m.width + part.first_column + c;
@@ -534,27 +540,29 @@ template <int TILES, int DIM, int GROUP> struct Stream {
     // Attention's output: its parts, each times its share of the softmax.
     struct Attended {
         float2 v;
-        bool there;
+        bool there = false;
         __device__ bool ready() const { return there; }
     };
     __device__ void fill_attended(int l, const StreamPart &part) {
         int stride = part.columns + 8, now = when(l);
-        each_pair(
+        each_pair<Attended>(
             part,
-            [&](int s, int c) {
+            [&](int s, int c, Attended &a) {
+                if (a.there) return;
                 int d = part.first_column + c, n = step.splits[s];
-                Attended a = {make_float2(0, 0), true};
-                if (n == 0) return a;
+                a.v = make_float2(0, 0), a.there = true;
+                if (n == 0) return;
                 long long at = (long long)(s * m.heads + d / DIM) * stream_splits;
                 const Said2 *scales = (const Said2 *)m.part_scale + at, *outs = (const Said2 *)(m.part_sums + at * DIM + d % DIM);
                 float most = -INFINITY, sum = 0;
-                for (int j = 0; j < n; j += 4) {
-                    Said2 scale[4], o[4];
+#pragma unroll 1
+                for (int j = 0; j < n; j += 2) {
+                    Said2 scale[2], o[2];
 #pragma unroll
-                    for (int i = 0; i < 4; i++)
+                    for (int i = 0; i < 2; i++)
                         if (j + i < n) scale[i] = glance(scales + j + i), o[i] = glance(outs + (j + i) * (DIM / 2));
 #pragma unroll
-                    for (int i = 0; i < 4; i++) {
+                    for (int i = 0; i < 2; i++) {
                         if (j + i >= n) break;
                         a.there &= scale[i].a.when == now && scale[i].b.when == now && o[i].a.when == now && o[i].b.when == now;
                         float top = fmaxf(most, scale[i].a.number), keep = exp2_fast(most - top), w = exp2_fast(scale[i].a.number - top);
@@ -563,16 +571,15 @@ template <int TILES, int DIM, int GROUP> struct Stream {
                     }
                 }
                 a.v.x /= sum, a.v.y /= sum;
-                return a;
             },
             [&](int s, int c, const Attended &a) { *(unsigned *)(x + s * stride + c) = pack(a.v.x, a.v.y); }, [](int) {});
     }
     struct GateUp {
-        longlong2 gate, up;
-        int gates, ups;
-        __device__ bool ready() const {
-            return additions(gate.x) == gates && additions(gate.y) == gates && additions(up.x) == ups && additions(up.y) == ups;
-        }
+        longlong2 gate = {0, 0}, up = {0, 0};
+        int gates = 0, ups = 0;
+        __device__ bool has_gate() const { return additions(gate.x) == gates && additions(gate.y) == gates; }
+        __device__ bool has_up() const { return additions(up.x) == ups && additions(up.y) == ups; }
+        __device__ bool ready() const { return has_gate() && has_up(); }
     };
     __device__ void fill_mlp(int l, const StreamPart &part, const StreamLayer &layer, const long long *sums) {
         const StreamTarget &g = m.target[stream_gate_proj], &u = m.target[stream_up_proj];
@@ -585,13 +592,14 @@ template <int TILES, int DIM, int GROUP> struct Stream {
                 if (lane == 0) step.rstd[rstd_at(s)] = r;
             }
         __syncwarp();
-        each_pair(
+        each_pair<GateUp>(
             part,
-            [&](int s, int c) {
+            [&](int s, int c, GateUp &v) {
                 int d = part.first_column + c;
-                if (step.pos[s] < 0) return GateUp{make_longlong2(0, 0), make_longlong2(0, 0), 0, 0};
-                return GateUp{glance((const longlong2 *)(sums + g.sums_at + (long long)s * g.stride + d)),
-                              glance((const longlong2 *)(sums + u.sums_at + (long long)s * u.stride + d)), adds(g, d), adds(u, d)};
+                if (step.pos[s] < 0) return;
+                v.gates = adds(g, d), v.ups = adds(u, d);
+                if (!v.has_gate()) v.gate = glance((const longlong2 *)(sums + g.sums_at + (long long)s * g.stride + d));
+                if (!v.has_up()) v.up = glance((const longlong2 *)(sums + u.sums_at + (long long)s * u.stride + d));
             },
             [&](int s, int c, const GateUp &v) {
                 int d = part.first_column + c;
@@ -610,27 +618,32 @@ template <int TILES, int DIM, int GROUP> struct Stream {
 
     // ---- Attention.
 
-    // This warp's head of a row of sums: times the norm's factor, with bias, normed, turned by its position. A lane has the elements lane + 32·j.
-    __device__ void head_of(float (&v)[DIM / 32], const long long *sums, const int *adds, float rstd, const float *bias, const float *norm, const float *rope) const {
+    // This warp's head of a row of sums, of sequence s: times the norm's factor, with bias, normed, turned by its position. A lane has the elements
+    // lane + 32·j.
+    __device__ void head_of(float (&v)[DIM / 32], int l, int s, const long long *sums, int adds, const float *bias, const float *norm,
+                            const float *rope) const {
         constexpr int n = DIM / 32;
         float squares = 0, turn[n] = {};
         if (rope)
 #pragma unroll
             for (int j = 0; j < n; j++) turn[j] = rope[lane + 32 * j];
         long long sum[n];
+        Said part = {0, when(l)}; // of the residual stream's squares
         Patience patience;
         for (bool ready = false; !ready; patience.wait()) {
-            ready = true;
+            if (lane < m.slices) part = glance(m.squares + lane * stream_sequences + s);
 #pragma unroll
             for (int j = 0; j < n; j++) sum[j] = glance(sums + lane + 32 * j);
+            ready = part.when == when(l);
 #pragma unroll
-            for (int j = 0; j < n; j++) ready &= additions(sum[j]) == *adds; // a head lies in one panel
+            for (int j = 0; j < n; j++) ready &= additions(sum[j]) == adds; // a head lies in one panel
         }
         __syncwarp();
+        float rstd = rsqrtf(warp_sum(part.number) / m.width + m.eps);
 #pragma unroll
         for (int j = 0; j < n; j++) {
             int i = lane + 32 * j;
-            v[j] = rstd * sum_of(sum[j], *adds);
+            v[j] = rstd * sum_of(sum[j], adds);
             if (bias) v[j] += bias[i];
             squares = fmaf(v[j], v[j], squares);
         }
@@ -646,44 +659,53 @@ template <int TILES, int DIM, int GROUP> struct Stream {
             v[j] = a * c - b * w, v[j + n / 2] = b * c + a * w;
         }
     }
-
-    __device__ void attend(int l, const StreamLayer &layer, const long long *sums) {
-        int group = group_size();
-        // x is not needed now.
-        float *q = (float *)x, *fresh = q + group * DIM, *scales = fresh + 2 * DIM, *outs = scales + 2 * stream_warps * group;
-        each_item([&](int s, int head, int split, int pos, int splits) {
-            bool last = split == splits - 1;
-            meet();
-            const float *rope = m.rope + (long long)pos * DIM;
-            float rstd = rstd_of(m.squares, l, s);
-            for (int i = warp; i < group + (last ? 2 : 0); i += stream_warps) {
-                float v[DIM / 32];
-                int target = i < group ? stream_q_proj : i == group ? stream_k_proj : stream_v_proj, at = (i < group ? head * group + i : head) * DIM;
-                const StreamTarget &t = m.target[target];
-                head_of(v, sums + t.sums_at + (long long)s * t.stride + at, added + t.panel + at / 128, rstd,
-                        layer.bias[target] ? layer.bias[target] + at : nullptr, i < group ? layer.q_norm : i == group ? layer.k_norm : nullptr,
-                        i <= group ? rope : nullptr);
-                bf16 *row = (i == group ? layer.keys : layer.values) + ((long long)s * m.positions + pos) * m.kv_heads * DIM + head * DIM;
+    // Row i of what an item needs: its query heads, then, if it is its sequence's last, the token's key and value, which are also kept.
+    __device__ void attend_row(int l, const StreamLayer &layer, const long long *sums, const Item &it, int i, float *to) const {
+        int group = group_size(), pos = step.pos[it.s];
+        int target = i < group ? stream_q_proj : i == group ? stream_k_proj : stream_v_proj, at = (i < group ? it.head * group + i : it.head) * DIM;
+        const StreamTarget &t = m.target[target];
+        float v[DIM / 32];
+        head_of(v, l, it.s, sums + t.sums_at + (long long)it.s * t.stride + at, added[t.panel + at / 128], layer.bias[target] ? layer.bias[target] + at : nullptr,
+                i < group ? layer.q_norm : i == group ? layer.k_norm : nullptr, i <= group ? m.rope + (long long)pos * DIM : nullptr);
+        bf16 *kept = (i == group ? layer.keys : layer.values) + ((long long)it.s * m.positions + pos) * m.kv_heads * DIM + it.head * DIM;
 #pragma unroll
-                for (int j = 0; j < DIM / 32; j++) {
-                    int c = lane + 32 * j;
-                    if (i < group) {
-                        q[i * DIM + c] = v[j] * m.softmax_scale;
-                    } else {
-                        row[c] = to_bf16(v[j]);
-                        fresh[(i - group) * DIM + c] = to_float(row[c]); // as later steps will read it
-                    }
-                }
+        for (int j = 0; j < DIM / 32; j++) {
+            int c = lane + 32 * j;
+            if (i < group) {
+                to[c] = v[j] * m.softmax_scale;
+            } else {
+                bf16 b = to_bf16(v[j]);
+                kept[c] = b;
+                to[c] = to_float(b); // as later steps will read it
             }
-            meet();
-            attend_item(when(l), s, head, split, pos, last, q, fresh, scales, outs);
-        });
+        }
     }
 
-    __device__ void attend_item(int now, int s, int head, int split, int pos, bool last, const float *q, const float *fresh, float *scales, float *outs) {
+    // This block's items, of which it reads what some need at once.
+    __device__ void attend(int l, const StreamLayer &layer, const long long *sums) {
+        int group = group_size(), rows = group + 2, total = step.items[step.top];
+        // x is not needed now.
+        float *heads = (float *)x, *scales = heads + stream_items * rows * DIM, *outs = scales + 2 * stream_warps * group;
+        for (int i = blockIdx.x, s = 0; i < total; i += stream_items * gridDim.x) {
+            int n = min(stream_items, (total - 1 - i) / (int)gridDim.x + 1);
+            meet();
+            for (int r = warp, of = s; r < n * rows; r += stream_warps) {
+                Item it = item(i + r / rows * gridDim.x, of);
+                if (r % rows < group || it.last) attend_row(l, layer, sums, it, r % rows, heads + r * DIM);
+            }
+            for (int j = 0; j < n; j++) {
+                meet();
+                const float *q = heads + j * rows * DIM;
+                Item it = item(i + j * gridDim.x, s);
+                attend_item(when(l), it, q, q + group * DIM, scales, outs);
+            }
+        }
+    }
+
+    __device__ void attend_item(int now, const Item &it, const float *q, const float *fresh, float *scales, float *outs) {
         constexpr int each = DIM / 32; // numbers of an output that a lane has
-        int group = group_size(), first = m.window > 0 ? max(0, pos - m.window + 1) : 0, from, to;
-        blocks_of(s, split, from, to);
+        int group = group_size(), pos = step.pos[it.s], first = m.window > 0 ? max(0, pos - m.window + 1) : 0, from, to;
+        blocks_of(it.s, it.split, from, to);
         float most[GROUP], sum[GROUP], out[GROUP][each];
 #pragma unroll
         for (int h = 0; h < GROUP; h++) {
@@ -754,7 +776,7 @@ template <int TILES, int DIM, int GROUP> struct Stream {
             if (h >= group) break;
             sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 4), sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 8);
             sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 16);
-            if (last && warp == 0) { // the token's own key
+            if (it.last && warp == 0) { // the token's own key
                 float a = 0;
 #pragma unroll
                 for (int i = 0; i < each; i++) a = fmaf(q[h * DIM + lane * each + i], fresh[lane * each + i], a);
@@ -780,7 +802,7 @@ template <int TILES, int DIM, int GROUP> struct Stream {
                 float f = scale[2 * w] == -INFINITY ? 0.f : exp2_fast(scale[2 * w] - top);
                 total = fmaf(f, scale[2 * w + 1], total), y = fmaf(f, o[w * DIM], y);
             }
-            long long at = (long long)(s * m.heads + head * group + h) * stream_splits + split;
+            long long at = (long long)(it.s * m.heads + it.head * group + h) * stream_splits + it.split;
             say(m.part_sums + at * DIM + i % DIM, y, now);
             if (i % DIM == 0) say(m.part_scale + 2 * at, top, now), say(m.part_scale + 2 * at + 1, total, now);
         }
