@@ -265,6 +265,9 @@ type Decoding interface {
 	// ids (T, n) i32, weights (T, n).
 	Spread(gates, ids, weights Tensor)
 
+	// Transpose is y[d, c] = x[c, d], bit for bit. y (D, C), x (C, D) of one type: F32, BF16 or F64.
+	Transpose(y, x Tensor)
+
 	// PrepareMerge is the layers, of any shapes, as Merge takes them. Their tensors must stay where they are until it is
 	// closed, and no Dst may overlap another. The error says how much memory was asked for and how much there is.
 	PrepareMerge(layers []Merge) (Merging, error)

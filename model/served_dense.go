@@ -26,8 +26,8 @@ func prefersDense(b kernels.Backend, spec AdapterSpec) bool {
 	return b.Float() == kernels.BF16 && spec.Experts*spec.Rank <= denseColumns
 }
 
-// placeDense makes the dense form of every layer's experts, whose A is a copy of the export's, turned; B is the export's where the backend's
-// Float type is that of its experts.
+// placeDense makes the dense form of every layer's experts, whose A is a copy of the export's, transposed where it lies; B is the export's where
+// the backend's Float type is that of its experts.
 func (s *Served) placeDense() error {
 	for l := range s.layers {
 		for t := range s.layers[l].linears {
@@ -35,16 +35,7 @@ func (s *Served) placeDense() error {
 			if e.a.None() {
 				continue
 			}
-			var err error
-			columns := e.a.Shape[0] * e.a.Shape[1]
-			if e.dense.a, err = s.take(transposed(s.hostCopy(e.a), columns)); err != nil {
-				return fmt.Errorf("a copy of the experts for prompts: %w", err)
-			}
-			e.dense.b = e.b.Reshape(columns, e.b.Shape[2])
-			if e.b.Type == s.Base.Backend.Float() {
-				continue
-			}
-			if e.dense.b, err = s.take(s.hostCopy(e.dense.b)); err != nil {
+			if err := s.placeDenseOf(e); err != nil {
 				return fmt.Errorf("a copy of the experts for prompts: %w", err)
 			}
 		}
@@ -53,35 +44,37 @@ func (s *Served) placeDense() error {
 	return nil
 }
 
-// hostCopy brings a tensor to the host, in the backend's Float type.
-func (s *Served) hostCopy(t kernels.Tensor) kernels.Tensor {
-	host := kernels.NewHost(t.Type, t.Shape...)
-	s.Base.Backend.Read(host, t)
-	return inType(host, s.Base.Backend.Float())
-}
-
-// transposed is a matrix of so many rows in host memory, turned.
-func transposed(t kernels.Tensor, rows int) kernels.Tensor {
-	cols := t.Len() / rows
-	y := kernels.NewHost(t.Type, cols, rows)
-	switch t.Type {
-	case kernels.BF16:
-		transpose(kernels.Slice[kernels.BFloat16](y), kernels.Slice[kernels.BFloat16](t), rows)
-	case kernels.F32:
-		transpose(kernels.Slice[float32](y), kernels.Slice[float32](t), rows)
-	default:
-		transpose(kernels.Slice[float64](y), kernels.Slice[float64](t), rows)
+// placeDenseOf does so for one layer. On failure what it took is given back by Close.
+func (s *Served) placeDenseOf(e *servedLinear) (err error) {
+	b, columns := s.Base.Backend, e.a.Shape[0]*e.a.Shape[1]
+	a := e.a.Reshape(columns, e.a.Shape[2])
+	if a.Type != b.Float() {
+		if a, err = rounded(b, a); err != nil {
+			return err
+		}
+		defer b.Free(a)
 	}
-	return y
-}
-
-func transpose[E any](dst, src []E, rows int) {
-	cols := len(src) / rows
-	for c := range cols {
-		for r := range rows {
-			dst[c*rows+r] = src[r*cols+c]
+	if e.dense.a, err = b.Alloc(a.Type, a.Shape[1], columns); err != nil {
+		return err
+	}
+	s.owns(e.dense.a)
+	b.Transpose(e.dense.a, a)
+	e.dense.b = e.b.Reshape(columns, e.b.Shape[2])
+	if e.b.Type != b.Float() {
+		if e.dense.b, err = rounded(b, e.dense.b); err == nil {
+			s.owns(e.dense.b)
 		}
 	}
+	return err
+}
+
+// rounded is a copy of t in the backend's Float type.
+func rounded(b kernels.Backend, t kernels.Tensor) (kernels.Tensor, error) {
+	y, err := b.Alloc(b.Float(), t.Shape...)
+	if err == nil {
+		b.Round(y, t)
+	}
+	return y, err
 }
 
 // denseLinear is plus + h·wᵀ + bias and what the chosen ones of all experts add to it.

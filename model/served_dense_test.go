@@ -123,6 +123,69 @@ func TestPlaceDense(t *testing.T) {
 	}
 }
 
+// The dense form is the export's experts, each number where SwitchLinear looks for it, and no number of them passes through the host.
+func TestPlaceDenseOnTheDevice(t *testing.T) {
+	for _, o := range []cpu.Options{exact, {}} {
+		m, b := adapted(t, "qwen2", o, specOf(router.Token, 0), false)
+		s, _ := served(t, m)
+		base := *s.Base
+		base.Backend = apartFromHost{b, t}
+		at := *s
+		at.own, at.layers, at.Base = nil, slices.Clone(s.layers), &base
+		must(t, at.placeDense())
+		t.Cleanup(at.Close)
+		experts, rank := s.Spec.Experts, s.Spec.Rank
+		for l, layer := range at.layers {
+			for _, target := range s.Spec.Targets {
+				e := layer.linears[target]
+				in, out := e.a.Shape[2], e.b.Shape[2]
+				if e.dense.a.Type != b.Float() || e.dense.b.Type != b.Float() {
+					t.Fatalf("%s is %v and %v, expected %v", Module(l, target), e.dense.a, e.dense.b, b.Float())
+				}
+				a, down, up, second := getter(e.dense.a), getter(e.a), getter(e.dense.b), getter(e.b)
+				for c := range experts * rank {
+					for d := range in {
+						if got, want := a(d*experts*rank+c), down(c*in+d); got != want {
+							t.Fatalf("%s: A[%d %d] is %v, the export's A[%d %d %d] %v", Module(l, target), d, c, got, c/rank, c%rank, d, want)
+						}
+					}
+					for d := range out {
+						if got, want := up(c*out+d), second(c*out+d); got != want {
+							t.Fatalf("%s: B[%d %d] is %v, the export's B[%d %d %d] %v", Module(l, target), c, d, got, c/rank, c%rank, d, want)
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
+// apartFromHost is a backend between whose memory and the host's nothing may move.
+type apartFromHost struct {
+	kernels.Backend
+	t testing.TB
+}
+
+func (b apartFromHost) Read(host, t kernels.Tensor) {
+	b.t.Errorf("%v is read", t)
+	b.Backend.Read(host, t)
+}
+
+func (b apartFromHost) Fetch(host, t kernels.Tensor) func() {
+	b.t.Errorf("%v is fetched", t)
+	return b.Backend.Fetch(host, t)
+}
+
+func (b apartFromHost) Write(t, host kernels.Tensor) {
+	b.t.Errorf("%v is written", t)
+	b.Backend.Write(t, host)
+}
+
+func (b apartFromHost) Place(host kernels.Tensor) (kernels.Tensor, error) {
+	b.t.Errorf("%v is placed", host)
+	return b.Backend.Place(host)
+}
+
 // typed is a backend that says that its activations are of a type.
 type typed struct {
 	kernels.Backend

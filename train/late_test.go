@@ -278,6 +278,10 @@ func (l *late) Merge(m kernels.Merging, ids, weights, force kernels.Tensor, scal
 	l.queue("Merge", func() { l.Backend.Merge(m, ids, weights, force, scale) })
 }
 
+func (l *late) Transpose(y, x kernels.Tensor) {
+	l.queue("Transpose", func() { l.Backend.Transpose(y, x) })
+}
+
 func (l *late) Append(cache, x, at kernels.Tensor) {
 	l.queue("Append", func() { l.Backend.Append(cache, x, at) })
 }

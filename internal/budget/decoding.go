@@ -20,6 +20,11 @@ func (m *Meter) Spread(gates, ids, weights kernels.Tensor) {
 	m.do("Spread", moves(gates, ids, weights), func() { m.b.Spread(gates, ids, weights) })
 }
 
+// Transpose implements [kernels.Decoding].
+func (m *Meter) Transpose(y, x kernels.Tensor) {
+	m.do("Transpose", moves(y, x), func() { m.b.Transpose(y, x) })
+}
+
 // PrepareMerge implements [kernels.Decoding].
 func (m *Meter) PrepareMerge(layers []kernels.Merge) (kernels.Merging, error) {
 	return m.b.PrepareMerge(layers)

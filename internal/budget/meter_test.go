@@ -107,6 +107,7 @@ func TestWork(t *testing.T) {
 			m.Merge(p, i32([]int32{1, 2}, 2), f32(2), i32(make([]int32, 4), 4), 1)
 		}, 2 * 5 * 3 * 4, 60 + 60 + 8 + 8 + 2*16 + 2*24 + 2*40},
 		{"Spread", func(m *Meter) { m.Spread(f32(2, 9), i32([]int32{0, 8, 3, 4}, 2, 2), f32(2, 2)) }, 0, 72 + 16 + 16},
+		{"Transpose", func(m *Meter) { m.Transpose(f32(3, 2), x) }, 0, 48},
 		{"Append", func(m *Meter) { m.Append(f32(9, 3), x, i32([]int32{4, -1}, 2)) }, 0, 8 + 2*12},
 		// A sequence reads 4 numbers, writes 9 and two pairs, and reads two pairs of the table.
 		{"Advance", func(m *Meter) {

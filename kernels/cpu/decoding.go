@@ -76,6 +76,38 @@ func (e *engine[E]) Spread(gates, ids, weights kernels.Tensor) {
 	}
 }
 
+// Transpose is y[d, c] = x[c, d], bit for bit. y (D, C), x (C, D) of one type: F32, BF16 or F64.
+func (e *engine[E]) Transpose(y, x kernels.Tensor) {
+	const op = "Transpose"
+	rows, cols := matrixShape(op, "x", x)
+	switch x.Type {
+	case kernels.F32:
+		transpose(e, in[float32](op, "y", y, cols, rows), in[float32](op, "x", x, rows, cols), rows, cols)
+	case kernels.BF16:
+		transpose(e, in[kernels.BFloat16](op, "y", y, cols, rows), in[kernels.BFloat16](op, "x", x, rows, cols), rows, cols)
+	default:
+		transpose(e, in[float64](op, "y", y, cols, rows), in[float64](op, "x", x, rows, cols), rows, cols)
+	}
+}
+
+// transposeTile is the rows and columns that are transposed at a time: the cache lines of both matrices stay until they are used up.
+const transposeTile = 32
+
+func transpose[E float, D any](e *engine[E], y, x []D, rows, cols int) {
+	e.split(cols, transposeTile, len(x), func(_ *worker[E], from, to int) {
+		for ; from < to; from += transposeTile {
+			for first := 0; first < rows; first += transposeTile {
+				last := min(first+transposeTile, rows)
+				for c := from; c < min(from+transposeTile, to); c++ {
+					for r := first; r < last; r++ {
+						y[c*rows+r] = x[r*cols+c]
+					}
+				}
+			}
+		}
+	})
+}
+
 // Append is cache[at[t]] = x[t], where at[t] ≥ 0. cache (P, K·d), x (T, K·d), at (T) i32.
 func (e *engine[E]) Append(cache, x, at kernels.Tensor) {
 	const op = "Append"

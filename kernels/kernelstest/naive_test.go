@@ -374,6 +374,11 @@ func (n naive) Spread(gates, ids, ws kernels.Tensor) {
 	store(gates, n.param, spreadGates(gates.Shape[1], chosen, weights))
 }
 
+func (n naive) Transpose(y, x kernels.Tensor) {
+	must(slices.Contains(frozen, x.Type) && y.Type == x.Type && len(x.Shape) == 2 && slices.Equal(y.Shape, []int{x.Shape[1], x.Shape[0]}))
+	copy(hostBytes(y), transposed(hostBytes(x), x.Type.Size(), x.Shape[0]))
+}
+
 func (n naive) Append(cache, x, at kernels.Tensor) {
 	must(cache.Shape[1] == x.Shape[1])
 	store(cache, n.float, appendRows(n.acts(cache), n.acts(x), ints(at, x.Shape[0])))

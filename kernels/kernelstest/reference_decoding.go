@@ -45,6 +45,19 @@ func spreadGates(experts int, ids []int32, weights matrix) matrix {
 	})
 }
 
+// transposed is the elements of size bytes of a matrix of so many rows, by columns.
+func transposed(x []byte, size, rows int) []byte {
+	var y []byte
+	cols := len(x) / size / rows
+	for c := range cols {
+		for r := range rows {
+			at := (r*cols + c) * size
+			y = append(y, x[at:at+size]...)
+		}
+	}
+	return y
+}
+
 func merge(src, a, b matrix, rank int, ids []int32, weights []number, scale float64) matrix {
 	return fill(src.rows, src.cols, func(o, i int) number {
 		delta := sum(len(ids), func(k int) number {

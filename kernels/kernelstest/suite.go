@@ -50,6 +50,7 @@ var tests = []struct {
 	{"Top2", testTop2},
 	{"Experts", testExperts},
 	{"Spread", testSpread},
+	{"Transpose", testTranspose},
 	{"PrepareMerge", testPrepareMerge},
 	{"Merge", testMerge},
 	{"Append", testAppend},
