@@ -55,8 +55,8 @@ struct StreamModel {
     const float *norm, *rope;
     long long *sums;   // three slots
     long long *logits; // (S, V)
-    Said *stream, *between, *squares, *squares_mlp, *logit_squares, *part_scale, *part_sums;
-    const int *adds; // to each row of a panel, panel by panel
+    Said *squares, *squares_mlp, *logit_squares, *part_scale, *part_sums;
+    const int *adds; // to each row of a panel, panel by panel; one of them may be the residual stream's
     const int *tokens, *pos, *ids;
     const float *weights;
     int *turn, *bad;
