@@ -576,11 +576,10 @@ template <int TILES, int DIM, int GROUP> struct Stream {
         const float *gate_bias = layer.bias[stream_gate_proj], *up_bias = layer.bias[stream_up_proj];
         int stride = part.columns + 8, before = -1;
         float rstd = 0;
-        for (int s = warp / share(); s < step.top; s += stream_warps / share())
-            if (step.pos[s] >= 0) {
-                float r = rstd_of(m.squares_mlp, l, s);
-                if (lane == 0) step.rstd[rstd_at(s)] = r;
-            }
+        for (int s = warp / share(); s < step.top; s += stream_warps / share()) {
+            float r = step.pos[s] < 0 ? 0.f : rstd_of(m.squares_mlp, l, s);
+            if (lane == 0) step.rstd[rstd_at(s)] = r;
+        }
         __syncwarp();
         each_pair<GateUp>(
             part,
@@ -881,10 +880,16 @@ template <int TILES, int DIM, int GROUP> __device__ void stream(const StreamMode
     if (s.warp == stream_warps + 1) s.clear_all();
 }
 
+#ifdef EMULATED
+#define STREAM_GROUP(n) 8 // takes all others' heads, and is compiled once
+#else
+#define STREAM_GROUP(n) n
+#endif
 #define STREAM(TILES, DIM, GROUP)                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(stream_threads, 1) stream_##TILES##_##DIM##_##GROUP(const __grid_constant__ StreamModel m) { \
-        stream<TILES, DIM, GROUP>(m);                                                                                                              \
-    }
+        stream<TILES, DIM, STREAM_GROUP(GROUP)>(m);                                                                                                \
+    }                                                                                                                                              \
+    KERNEL(stream_##TILES##_##DIM##_##GROUP)
 #define STREAM_TILES(DIM, GROUP) STREAM(1, DIM, GROUP) STREAM(2, DIM, GROUP) STREAM(8, DIM, GROUP)
 STREAM_TILES(64, 1)
 STREAM_TILES(64, 4)
@@ -912,3 +917,4 @@ extern "C" __global__ void stream_logits(float *logits, long long *sums, const S
         sums[at] = 0;
     }
 }
+KERNEL(stream_logits)
