@@ -1,5 +1,5 @@
 // What only Hopper has (compute capability 9.0; PTX ISA: mbarrier, cp.async.bulk.tensor, wgmma, setmaxnreg, clusters of blocks). Kernels
-// that include this are in files named _sm90.cu, which the emulator leaves out.
+// that include this are in files named _sm90.cu. Of these the emulator has but stream_sm90.cu: without wgmma and clusters.
 #pragma once
 #include "common.cuh"
 
@@ -9,6 +9,9 @@ struct alignas(64) TensorMap {
     unsigned char bytes[128];
 };
 
+#ifdef EMULATED
+#include "hopper.h"
+#else
 __device__ inline unsigned shared_at(const void *p) { return (unsigned)__cvta_generic_to_shared(p); }
 
 // Barriers in shared memory. A phase ends when all arrivals and all bytes that are expected have come; a new barrier is in phase 0.
@@ -170,3 +173,4 @@ WGMMA(256, WGMMA_LIST_3, "%128", "%129", "%130", "%131", "%132", "%133", "%134",
 __device__ inline void stmatrix(void *row, unsigned a, unsigned b, unsigned c, unsigned d) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared_at(row)), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
+#endif

@@ -55,8 +55,8 @@ struct StreamModel {
     const float *norm, *rope;
     long long *sums;   // three slots
     long long *logits; // (S, V)
-    Said *stream, *between, *squares, *squares_mlp, *logit_squares, *part_scale, *part_sums;
-    const int *adds; // to each row of a panel, panel by panel
+    Said *squares, *squares_mlp, *logit_squares, *part_scale, *part_sums;
+    const int *adds; // to each row of a panel, panel by panel; one of them may be the residual stream's
     const int *tokens, *pos, *ids;
     const float *weights;
     int *turn, *bad;
@@ -79,14 +79,22 @@ constexpr int most_additions = 511;
 __device__ inline int additions(long long v) { return (int)((v + (one_addition >> 1)) >> sum_bits); }
 __device__ inline float sum_of(long long v, int n) { return (float)(v - n * one_addition) * 0x1p-27f; }
 
-// Adds v, or nothing and says so if it leaves no room for other sums, which makes the step's logits NaN.
-__device__ inline bool add_to_sum(long long *to, float v) {
-    bool bad = !(fabsf(v) < 0x1p17f);
-    asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(to), "l"(one_addition + __float2ll_rn(bad ? 0.f : v * 0x1p27f)) : "memory");
-    return bad;
+// Adds to a number that other blocks add to, too; reads and writes those that they are writing and reading.
+#ifdef EMULATED
+inline void add_relaxed(long long *to, long long v) { __atomic_fetch_add(to, v, __ATOMIC_RELAXED); }
+inline long long glance(const long long *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+inline longlong2 glance(const longlong2 *p) { return {glance(&p->x), glance(&p->y)}; }
+inline void store_relaxed(void *p, long long v) { __atomic_store_n((long long *)p, v, __ATOMIC_RELAXED); }
+inline void fence_card() { __threadfence(); }
+inline void prefetch_map(const TensorMap *) {}
+inline void copy_box_once(void *to, const TensorMap *map, int x, int y, Barrier *full) { copy_box(to, map, x, y, full); }
+inline void ldmatrix(unsigned (&r)[4], unsigned at) { emulated_ldmatrix(r, emulated_thread->shared + at, false); }
+inline void look_again() { emulated_yield(); }
+inline void give_up() { __trap(); }
+#else
+__device__ inline void add_relaxed(long long *to, long long v) {
+    asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(to), "l"(v) : "memory");
 }
-
-// Reads what other blocks are writing.
 __device__ inline long long glance(const long long *p) {
     long long v;
     asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
@@ -97,39 +105,9 @@ __device__ inline longlong2 glance(const longlong2 *p) {
     asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(v.x), "=l"(v.y) : "l"(p) : "memory");
     return v;
 }
-
-__device__ inline Said glance(const Said *p) {
-    unsigned long long v;
-    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
-    return {__uint_as_float((unsigned)v), (int)(v >> 32)};
-}
-__device__ inline Said2 glance(const Said2 *p) {
-    unsigned long long v, w;
-    asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(v), "=l"(w) : "l"(p) : "memory");
-    return {{__uint_as_float((unsigned)v), (int)(v >> 32)}, {__uint_as_float((unsigned)w), (int)(w >> 32)}};
-}
-__device__ inline void say(Said *p, float number, int when) {
-    unsigned long long v = __float_as_uint(number) | (unsigned long long)(unsigned)when << 32;
-    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory");
-}
-
-// Counts glances in vain: a step that hangs is a fault that is reported.
-struct Patience {
-    int left = 1 << 24;
-    __device__ void wait() {
-        if (--left == 0) asm volatile("trap;");
-    }
-};
-
-// Four matrices of 8 x 8 bf16 as mma.cuh's ldmatrix, at addresses of shared memory.
-__device__ inline void ldmatrix(unsigned (&r)[4], unsigned at) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at));
-}
-
+__device__ inline void store_relaxed(void *p, long long v) { asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory"); }
 __device__ inline void fence_card() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
-
 __device__ inline void prefetch_map(const TensorMap *map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
-
 // copy_box for what is read once in a step.
 __device__ inline void copy_box_once(void *to, const TensorMap *map, int x, int y, Barrier *full) {
     unsigned long long policy;
@@ -139,3 +117,37 @@ __device__ inline void copy_box_once(void *to, const TensorMap *map, int x, int 
                  "l"(map), "r"(x), "r"(y), "r"(shared_at(full)), "l"(policy)
                  : "memory");
 }
+// Four matrices of 8 x 8 bf16 as mma.cuh's ldmatrix, at addresses of shared memory.
+__device__ inline void ldmatrix(unsigned (&r)[4], unsigned at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at));
+}
+// Between one look and the next at what is not there yet.
+__device__ inline void look_again() {}
+__device__ inline void give_up() { asm volatile("trap;"); }
+#endif
+
+// Adds v, or nothing and says so if it leaves no room for other sums, which makes the step's logits NaN.
+__device__ inline bool add_to_sum(long long *to, float v) {
+    bool bad = !(fabsf(v) < 0x1p17f);
+    add_relaxed(to, one_addition + __float2ll_rn(bad ? 0.f : v * 0x1p27f));
+    return bad;
+}
+
+__device__ inline Said said_of(long long v) { return {__uint_as_float((unsigned)v), (int)(v >> 32)}; }
+__device__ inline Said glance(const Said *p) { return said_of(glance((const long long *)p)); }
+__device__ inline Said2 glance(const Said2 *p) {
+    longlong2 v = glance((const longlong2 *)p);
+    return {said_of(v.x), said_of(v.y)};
+}
+__device__ inline void say(Said *p, float number, int when) {
+    store_relaxed(p, (long long)((unsigned long long)__float_as_uint(number) | (unsigned long long)(unsigned)when << 32));
+}
+
+// Counts glances in vain: a step that hangs is a fault that is reported.
+struct Patience {
+    int left = 1 << 24;
+    __device__ void wait() {
+        if (--left == 0) give_up();
+        look_again();
+    }
+};

@@ -36,15 +36,15 @@ type streamLayer struct {
 
 // streamModel is StreamModel of stream.cuh.
 type streamModel struct {
-	Maps, Layer, Runs, Parts, Embed, Norm, Rope, Sums, Logits                     Address
-	Stream, Between, Squares, SquaresMLP, LogitSquares, PartScale, PartSums, Adds Address
-	Tokens, Pos, IDs, Weights, Turn, Bad                                          Address
-	SlotSize, EarlySize                                                           int64
-	Layers, Width, Heads, KVHeads, Positions, Sequences, Window                   int32
-	Experts, Rank, Chosen, MostRanks, Adapted, Slices, Local, Panels              int32
-	Stages, UnderWay, XSize, GatedSize                                            int32
-	Eps, Scale, SoftmaxScale                                                      float32
-	Target                                                                        [streamTargets]streamTarget
+	Maps, Layer, Runs, Parts, Embed, Norm, Rope, Sums, Logits        Address
+	Squares, SquaresMLP, LogitSquares, PartScale, PartSums, Adds     Address
+	Tokens, Pos, IDs, Weights, Turn, Bad                             Address
+	SlotSize, EarlySize                                              int64
+	Layers, Width, Heads, KVHeads, Positions, Sequences, Window      int32
+	Experts, Rank, Chosen, MostRanks, Adapted, Slices, Local, Panels int32
+	Stages, UnderWay, XSize, GatedSize                               int32
+	Eps, Scale, SoftmaxScale                                         float32
+	Target                                                           [streamTargets]streamTarget
 }
 
 // stream is a [kernels.Step] as one kernel.
@@ -213,7 +213,6 @@ func (s *stream) prepare(shape streamShape) error {
 	a.Sums = take(kernels.F64, int(3*plan.slotSize))
 	a.Logits = take(kernels.F64, m.Sequences*shape.vocab)
 	said := func(n int) Address { return take(kernels.F64, n) } // numbers with a mark of when
-	a.Stream, a.Between = said(m.Sequences*shape.width), said(m.Sequences*shape.width)
 	a.Squares, a.SquaresMLP, a.LogitSquares = said(plan.slices*streamSequences), said(plan.slices*streamSequences), said(plan.slices*streamSequences)
 	parts := m.Sequences * heads.Query * streamSplits
 	a.PartScale, a.PartSums = said(2*parts), said(parts*heads.Dim)

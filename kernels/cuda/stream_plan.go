@@ -140,7 +140,7 @@ type streamPlan struct {
 	columns int // of the widest part
 	longest int // runs of a block
 
-	adds                []int32 // to each row of a panel, target by target
+	adds                []int32 // to each row of a panel, target by target; to those of the residual stream's width, the stream itself is one
 	slotSize, earlySize int64   // in sums
 }
 
@@ -443,6 +443,11 @@ func (p *planner) collect() {
 			}
 		}
 		p.plan.longest = max(p.plan.longest, len(p.plan.runs)-before)
+	}
+	for _, t := range []int{streamO, streamDown} {
+		for row := 0; row < p.rows(t); row += streamRows {
+			p.plan.adds[int(p.plan.targets[t].Panel)+row/streamRows]++
+		}
 	}
 	for i, b := range clearers {
 		x := &p.plan.parts[b*streamPhases+intoMLP]

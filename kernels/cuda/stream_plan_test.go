@@ -94,6 +94,9 @@ func checkStreamPlan(t *testing.T, s streamShape, p *streamPlan) {
 					t.Errorf("target %d, rows from %d, columns from %d: in %d runs", target, row, c, n)
 				}
 			}
+			if target == streamO || target == streamDown {
+				counted[panel{target, int(row)}]++ // the residual stream
+			}
 			if got, want := counted[panel{target, int(row)}], p.adds[int(p.targets[target].Panel)+int(row)/streamRows]; got != want {
 				t.Errorf("target %d, rows from %d: %d runs add to them, %d are waited for", target, row, got, want)
 			}

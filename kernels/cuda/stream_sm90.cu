@@ -397,63 +397,52 @@ template <int TILES, int DIM, int GROUP> struct Stream {
     // The warps to a sequence.
     __device__ int share() const { return step.top <= 1 ? 8 : step.top <= 2 ? 4 : step.top <= 4 ? 2 : 1; }
 
-    // Two columns of the residual stream: what they were, and what a linear layer adds.
-    struct Grown {
-        Said2 base = {{0, -1}, {0, -1}};
+    // Two columns of the residual stream: the embedding's, or sums.
+    struct Pair {
         longlong2 sum = {0, 0};
-        float2 norm, bias;
-        int when = 0, adds = 0;
-        __device__ bool has_base() const { return base.a.when == when && base.b.when == when; }
-        __device__ bool ready() const { return has_base() && additions(sum.x) == adds && additions(sum.y) == adds; }
+        float2 embedding, norm;
+        int adds = 0;
+        __device__ bool ready() const { return additions(sum.x) == adds && additions(sum.y) == adds; }
     };
 
-    // Where the residual stream is: the embedding, or what was kept of it in a layer, and what a linear layer has added to it since.
-    struct Source {
-        const Said *base; // null: the embedding
-        int layer;
-        const StreamTarget *target; // null: nothing
-        const long long *sums;
-        const float *bias;
-    };
-    __device__ Source source(int phase, int l) const {
-        if (phase == into_mlp) return {l == 0 ? nullptr : m.stream, l, m.target + stream_o_proj, slot(l), step.layer[l & 1].bias[stream_o_proj]};
-        if (l == 0) return {nullptr, 0, nullptr, nullptr, nullptr};
-        return {m.between, l - 1, m.target + stream_down_proj, slot(l - 1), step.layer[(l - 1) & 1].bias[stream_down_proj]};
-    }
-
-    // The residual stream before a phase of layer l, times its norm's weight. Of the columns that this block keeps, it tells others the stream and the
-    // sums of its squares.
+    // The residual stream before a phase of layer l, times its norm's weight: the embedding or the sums of the linear layer before, to which it has
+    // been added. What this block keeps of the columns it adds, with its bias, to the sums of the linear layer that comes next, and tells others
+    // the sums of their squares.
     __device__ void fill_stream(int phase, int l, const StreamPart &part) {
-        Source from = source(phase, l);
-        const float *norm = phase == into_logits ? m.norm : phase == into_mlp ? step.layer[l & 1].post_norm : step.layer[l & 1].input_norm;
-        Said *keep = phase == into_mlp ? m.between : phase == into_attention && l > 0 ? m.stream : nullptr;
+        const StreamLayer &layer = step.layer[l & 1]; // none behind the last
+        const float *norm = phase == into_logits ? m.norm : phase == into_mlp ? layer.post_norm : layer.input_norm;
+        const StreamTarget &before = m.target[phase == into_mlp ? stream_o_proj : stream_down_proj];
+        const long long *sums = slot(phase == into_mlp ? l : l - 1) + before.sums_at;
+        bool embedded = phase == into_attention && l == 0;
+        int after = phase == into_mlp ? stream_down_proj : stream_o_proj;
+        long long *keep = phase == into_logits ? nullptr : slot(l) + m.target[after].sums_at;
+        const float *bias = phase == into_logits ? nullptr : layer.bias[after];
         Said *squares = phase == into_mlp ? m.squares_mlp : phase == into_attention ? m.squares : m.logit_squares;
         int stride = part.columns + 8, kept_from = part.keep_first - part.first_column;
         float square = 0;
-        each_pair<Grown>(
+        bool overflow = false;
+        each_pair<Pair>(
             part,
-            [&](int s, int c, Grown &v) {
+            [&](int s, int c, Pair &v) {
                 int d = part.first_column + c;
                 long long at = (long long)s * m.width + d;
-                bool used = step.pos[s] >= 0;
-                v.norm = *(const float2 *)(norm + d), v.bias = used && from.bias ? *(const float2 *)(from.bias + d) : make_float2(0, 0);
-                v.when = from.base ? when(from.layer) : 0, v.adds = used && from.target ? adds(*from.target, d) : 0;
-                if (!used) {
-                    v.base = {{0, v.when}, {0, v.when}};
-                } else if (from.base) {
-                    if (!v.has_base()) v.base = glance((const Said2 *)(from.base + at));
-                } else {
+                v.norm = *(const float2 *)(norm + d), v.embedding = make_float2(0, 0);
+                if (step.pos[s] < 0) return;
+                if (embedded) {
                     unsigned e = *(const unsigned *)(m.embed + (long long)m.tokens[s] * m.width + d);
-                    v.base = {{__uint_as_float(e << 16), 0}, {__uint_as_float(e & 0xffff0000u), 0}};
+                    v.embedding = make_float2(__uint_as_float(e << 16), __uint_as_float(e & 0xffff0000u));
+                } else {
+                    v.adds = adds(before, d), v.sum = glance((const longlong2 *)(sums + at));
                 }
-                if (v.adds > 0) v.sum = glance((const longlong2 *)(from.sums + from.target->sums_at + at));
             },
-            [&](int s, int c, const Grown &v) {
-                long long at = (long long)s * m.width + part.first_column + c;
-                float2 y = make_float2(v.base.a.number + v.bias.x, v.base.b.number + v.bias.y);
-                y.x += sum_of(v.sum.x, v.adds), y.y += sum_of(v.sum.y, v.adds);
-                if ((unsigned)(c - kept_from) < (unsigned)part.keep_columns) {
-                    if (keep) say(keep + at, y.x, when(l)), say(keep + at + 1, y.y, when(l));
+            [&](int s, int c, const Pair &v) {
+                int d = part.first_column + c;
+                float2 y = make_float2(v.embedding.x + sum_of(v.sum.x, v.adds), v.embedding.y + sum_of(v.sum.y, v.adds));
+                if ((unsigned)(c - kept_from) < (unsigned)part.keep_columns && step.pos[s] >= 0) {
+                    if (keep) {
+                        long long *to = keep + (long long)s * m.width + d;
+                        overflow |= add_to_sum(to, y.x + (bias ? bias[d] : 0.f)), overflow |= add_to_sum(to + 1, y.y + (bias ? bias[d + 1] : 0.f));
+                    }
                     square = fmaf(y.x, y.x, fmaf(y.y, y.y, square));
                 }
                 *(unsigned *)(x + s * stride + c) = pack(y.x * v.norm.x, y.y * v.norm.y);
@@ -468,6 +457,7 @@ template <int TILES, int DIM, int GROUP> struct Stream {
                 else
                     step.squares[warp] = sum;
             });
+        if (overflow) *m.bad = 1;
         meet();
         if (part.keep_columns && share() > 1 && (int)threadIdx.x < step.top) {
             float sum = 0;
@@ -586,11 +576,10 @@ template <int TILES, int DIM, int GROUP> struct Stream {
         const float *gate_bias = layer.bias[stream_gate_proj], *up_bias = layer.bias[stream_up_proj];
         int stride = part.columns + 8, before = -1;
         float rstd = 0;
-        for (int s = warp / share(); s < step.top; s += stream_warps / share())
-            if (step.pos[s] >= 0) {
-                float r = rstd_of(m.squares_mlp, l, s);
-                if (lane == 0) step.rstd[rstd_at(s)] = r;
-            }
+        for (int s = warp / share(); s < step.top; s += stream_warps / share()) {
+            float r = step.pos[s] < 0 ? 0.f : rstd_of(m.squares_mlp, l, s);
+            if (lane == 0) step.rstd[rstd_at(s)] = r;
+        }
         __syncwarp();
         each_pair<GateUp>(
             part,
@@ -891,10 +880,16 @@ template <int TILES, int DIM, int GROUP> __device__ void stream(const StreamMode
     if (s.warp == stream_warps + 1) s.clear_all();
 }
 
+#ifdef EMULATED
+#define STREAM_GROUP(n) 8 // takes all others' heads, and is compiled once
+#else
+#define STREAM_GROUP(n) n
+#endif
 #define STREAM(TILES, DIM, GROUP)                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(stream_threads, 1) stream_##TILES##_##DIM##_##GROUP(const __grid_constant__ StreamModel m) { \
-        stream<TILES, DIM, GROUP>(m);                                                                                                              \
-    }
+        stream<TILES, DIM, STREAM_GROUP(GROUP)>(m);                                                                                                \
+    }                                                                                                                                              \
+    KERNEL(stream_##TILES##_##DIM##_##GROUP)
 #define STREAM_TILES(DIM, GROUP) STREAM(1, DIM, GROUP) STREAM(2, DIM, GROUP) STREAM(8, DIM, GROUP)
 STREAM_TILES(64, 1)
 STREAM_TILES(64, 4)
@@ -922,3 +917,4 @@ extern "C" __global__ void stream_logits(float *logits, long long *sums, const S
         sums[at] = 0;
     }
 }
+KERNEL(stream_logits)

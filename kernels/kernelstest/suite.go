@@ -1,6 +1,7 @@
 package kernelstest
 
 import (
+	"slices"
 	"testing"
 
 	"loratrain/kernels"
@@ -59,8 +60,8 @@ var tests = []struct {
 	{"DecodingStep", testDecodingStep},
 }
 
-// Run tests the backend that open makes, and closes it.
-func Run(t *testing.T, open func(t testing.TB) kernels.Backend) {
+// Run tests the backend that open makes, and closes it: all of its operations, or those that are named.
+func Run(t *testing.T, open func(t testing.TB) kernels.Backend, operations ...string) {
 	b := open(t)
 	t.Cleanup(func() {
 		if err := b.Close(); err != nil {
@@ -68,6 +69,8 @@ func Run(t *testing.T, open func(t testing.TB) kernels.Backend) {
 		}
 	})
 	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) { test.run(t, b) })
+		if len(operations) == 0 || slices.Contains(operations, test.name) {
+			t.Run(test.name, func(t *testing.T) { test.run(t, b) })
+		}
 	}
 }

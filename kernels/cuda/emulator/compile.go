@@ -139,10 +139,16 @@ func runtimeJob() (job, error) {
 	return job{"runtime", sources, headers, commonFlags}, err
 }
 
-// kernelJobs is a library of each .cu file in folder but those for Hopper alone.
-func kernelJobs(folder string) ([]job, error) {
+// kernelJobs is a library of each .cu file in folder; of those for Hopper alone, if hopper, of each that enters its kernels.
+func kernelJobs(folder string, hopper bool) ([]job, error) {
 	sources, err := filepath.Glob(filepath.Join(folder, "*.cu"))
-	sources = slices.DeleteFunc(sources, func(s string) bool { return strings.HasSuffix(s, "_sm90.cu") })
+	sources = slices.DeleteFunc(sources, func(s string) bool {
+		if !strings.HasSuffix(s, "_sm90.cu") {
+			return false
+		}
+		text, _ := os.ReadFile(s)
+		return !hopper || !bytes.Contains(text, []byte("KERNEL("))
+	})
 	if err == nil && len(sources) == 0 {
 		err = fmt.Errorf("kernels/cuda/emulator: no .cu file in %s", folder)
 	}

@@ -23,6 +23,7 @@ type Device struct {
 	heap      heap
 	failure   error // the first since the last Sync
 	recording *[]func()
+	hopper    bool
 	profile   *[]cuda.Took
 }
 
@@ -30,7 +31,7 @@ var _ cuda.Device = (*Device)(nil)
 
 // Open compiles what has changed and is an empty device. The error says why there is none: no compiler, for example.
 func Open(o Options) (*Device, error) {
-	d := &Device{known: map[string]*kernel{}}
+	d := &Device{known: map[string]*kernel{}, hopper: o.Hopper}
 	var err error
 	if d.order, err = o.order(); err != nil {
 		return nil, err
@@ -42,7 +43,7 @@ func Open(o Options) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	jobs, err := kernelJobs(cmp.Or(o.Sources, filepath.Dir(here())))
+	jobs, err := kernelJobs(cmp.Or(o.Sources, filepath.Dir(here())), o.Hopper)
 	if err != nil {
 		return nil, err
 	}
@@ -88,8 +89,15 @@ func (d *Device) Unused() []string {
 	return names
 }
 
-// Info implements [cuda.Device]. The number of multiprocessors is odd on purpose, and the card is none that has kernels of its own.
+// blocksAtATime is the workers of runtime.
+const blocksAtATime = 2
+
+// Info implements [cuda.Device]. The number of multiprocessors is odd on purpose, and the card is none that has kernels of its own; but for Hopper
+// it is that of blocks that can wait for each other.
 func (d *Device) Info() cuda.Info {
+	if d.hopper {
+		return cuda.Info{Name: "emulated Hopper GPU", Memory: memoryBytes, Major: 9, Multiprocessors: blocksAtATime}
+	}
 	return cuda.Info{Name: "emulated GPU", Memory: memoryBytes, Major: 8, Multiprocessors: 3}
 }
 
@@ -250,7 +258,32 @@ func (d *Device) Close() error {
 	return err
 }
 
-// Boxes fails: kernels for Hopper are left out here.
-func (d *Device) Boxes(cuda.Address, []cuda.Box) {
-	d.fail("Boxes", errors.New("boxes are for kernels for Hopper, which the emulator leaves out"))
+// box is runtime's Map.
+type box struct {
+	At                                    cuda.Address
+	Stride                                int64
+	Rows, Cols, BoxRows, BoxCols, Swapped int32
+	_                                     [23]int32
+}
+
+// Boxes implements [cuda.Device].
+func (d *Device) Boxes(dst cuda.Address, list []cuda.Box) {
+	for i, b := range list {
+		if b.Of.At == 0 {
+			continue
+		}
+		if _, err := d.heap.at(b.Of.At, extent(b.Of)); err != nil {
+			d.fail(fmt.Sprintf("box %d", i), err)
+			return
+		}
+		x := box{
+			At: b.Of.At, Stride: int64(b.Of.Stride * b.Of.Type.Size()), Rows: int32(b.Of.Rows), Cols: int32(b.Of.Cols),
+			BoxRows: int32(b.Rows), BoxCols: int32(b.Cols),
+		}
+		if b.Cols == 0 {
+			x.BoxCols, x.Swapped = 64, 1
+		}
+		data := bytesOf(x)
+		d.Upload(dst+cuda.Address(i*len(data)), data)
+	}
 }

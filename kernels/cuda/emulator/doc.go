@@ -23,9 +23,10 @@
 // Without a compiler these tests are skipped; LORA_EMULATOR=require makes them fail instead. To debug a kernel call
 // printf in it: the .cu files see stdio.h when EMULATED is defined.
 //
-// Caveats. Linux on amd64 and arm64 only. Kernels for Hopper alone, of files NAME_sm90.cu, are left out. A file that
+// Caveats. Linux on amd64 and arm64 only. Of the kernels for Hopper alone, in files NAME_sm90.cu, there are only those that need neither wgmma nor
+// clusters, if [Options] ask for them. A file that
 // does not compile is reported when a kernel is launched that no other file has. A kernel may not have the name of a
-// template. Blocks that wait for other blocks hang, as do loops without end. Blocks run to their end, two at a time: a
+// template. Loops without end hang. Blocks run to their end, two at a time: more that wait for each other hang, and a
 // race between blocks shows rarely. Not found: what depends on a GPU's memory model, races that every order hides,
 // accesses outside of a static array through a pointer. Products and mma sum in order; a GPU does not.
 package emulator

@@ -22,6 +22,9 @@ const (
 type Options struct {
 	Sources string // folder of the .cu files, or empty
 	Order   Order
+	// Hopper says that the device is a Hopper card, of as many multiprocessors as blocks run at a time, and has those of the kernels for Hopper alone
+	// that need neither wgmma nor clusters.
+	Hopper bool
 }
 
 // orderVariable overrides Options.Order.

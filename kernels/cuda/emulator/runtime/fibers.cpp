@@ -74,6 +74,8 @@ void Worker::prepare(const Launch &l, uint64_t index) {
     random = l.order + index;
     threads = alive = (int)(l.threads.x * l.threads.y * l.threads.z);
     waiting = yeses = counted = queued = 0;
+    boxes.clear();
+    memset(named, 0, sizeof named);
     clear_shared(l);
     block = {(unsigned)(index % l.blocks.x), (unsigned)(index / l.blocks.x % l.blocks.y),
              (unsigned)(index / l.blocks.x / l.blocks.y)};
@@ -125,6 +127,16 @@ Fiber *Worker::next() {
 void Worker::wait(State s) {
     Fiber &f = self();
     f.state = s;
+    emulated_switch(&f.stack, home);
+}
+
+// Puts the running thread behind all others that can run.
+void Worker::yield() {
+    Fiber &f = self();
+    f.state = ready;
+    memmove(queue + 1, queue, (size_t)queued * sizeof *queue);
+    queue[0] = &f;
+    queued++;
     emulated_switch(&f.stack, home);
 }
 

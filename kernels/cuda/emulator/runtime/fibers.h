@@ -25,6 +25,14 @@ struct Copy {
     int group;
 };
 
+// A copy of a box that was asked for and has not arrived yet.
+struct BoxCopy {
+    unsigned char *to;
+    const void *map;
+    int x, y;
+    unsigned long long *full;
+};
+
 enum State { ready, at_barrier, in_warp, finished };
 
 struct Fiber {
@@ -92,9 +100,16 @@ class Worker {
     void wake(Fiber &f);
     void wake_lanes(unsigned mask);
     int barrier(bool yes);
+    void yield();
     [[noreturn]] void leave();
     // Keeps a message, behind the block and the thread that it is about.
     void say(const char *text);
+
+    std::vector<BoxCopy> boxes;
+    // Barriers of some of a block's warps.
+    struct Named {
+        int came, turn;
+    } named[16];
 
     char message[message_bytes];
     uintptr_t fault = 0;  // the address of a refused access

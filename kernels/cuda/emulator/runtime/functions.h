@@ -67,6 +67,7 @@ inline float __uint_as_float(unsigned x) { return emulated_bits<float>(x); }
 inline float __int_as_float(int x) { return emulated_bits<float>(x); }
 inline unsigned __float_as_uint(float x) { return emulated_bits<unsigned>(x); }
 inline int __float_as_int(float x) { return emulated_bits<int>(x); }
+inline long long __float2ll_rn(float x) { return llrintf(x); }
 inline double __longlong_as_double(long long x) { return emulated_bits<double>(x); }
 inline long long __double_as_longlong(double x) { return emulated_bits<long long>(x); }
 
@@ -139,6 +140,7 @@ inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b)
 }
 
 template <class T> inline T emulated_add(T *p, T x) { return __atomic_fetch_add(p, x, __ATOMIC_RELAXED); }
+inline unsigned atomicOr(unsigned *p, unsigned x) { return __atomic_fetch_or(p, x, __ATOMIC_RELAXED); }
 inline int atomicAdd(int *p, int x) { return emulated_add(p, x); }
 inline unsigned atomicAdd(unsigned *p, unsigned x) { return emulated_add(p, x); }
 inline unsigned long long atomicAdd(unsigned long long *p, unsigned long long x) { return emulated_add(p, x); }

@@ -1,0 +1,50 @@
+// Kernels for Hopper, right ones and wrong ones.
+#include "hopper.cuh"
+
+// y (8, 64) = the box at (x, row), as it comes to lie.
+extern "C" __global__ void box(bf16 *y, const TensorMap *map, int x, int row, int bytes, int wait) {
+    DYNAMIC_SHARED(unsigned char, shared);
+    Barrier *full = (Barrier *)(shared + 1024);
+    if (threadIdx.x == 0) {
+        barrier_init(full, 1);
+        barriers_init_done();
+        barrier_arrive_expecting(full, bytes);
+        copy_box(shared, map, x, row, full);
+    }
+    __syncthreads();
+    if (wait) barrier_wait(full, 0);
+    for (int i = threadIdx.x; i < 512; i += blockDim.x) y[i] = ((bf16 *)shared)[i];
+}
+KERNEL(box)
+
+// Thread i arrives if i < arrivals; all wait for three.
+extern "C" __global__ void arrivals(int n) {
+    DYNAMIC_SHARED(Barrier, b);
+    if (threadIdx.x == 0) barrier_init(b, 3);
+    __syncthreads();
+    if ((int)threadIdx.x < n) barrier_arrive(b);
+    __syncthreads();
+    barrier_wait(b, 0);
+}
+KERNEL(arrivals)
+
+// Two warps of three meet, and then the third writes what they have not: y = 1.
+extern "C" __global__ void some(float *y, int threads) {
+    DYNAMIC_SHARED(volatile int, flag);
+    if (threadIdx.x == 0) *flag = 0;
+    __syncthreads();
+    if (threadIdx.x >= 64) {
+        *flag = 1;
+        return;
+    }
+    threads_sync(1, threads);
+    if (threadIdx.x == 0) *y = 1;
+}
+KERNEL(some)
+
+// Each block says that it is there and waits for the other.
+extern "C" __global__ void together(int *said) {
+    __atomic_store_n(said + blockIdx.x, 1, __ATOMIC_RELEASE);
+    while (!__atomic_load_n(said + (1 - blockIdx.x), __ATOMIC_ACQUIRE)) emulated_yield();
+}
+KERNEL(together)
