@@ -42,7 +42,7 @@ func (f flaw) floats() []kernels.Type {
 }
 
 // flaws lie in the files flaws_*_test.go, each beside the backend that has it.
-var flaws = slices.Concat(layerFlaws, plusFlaws, attentionFlaws, routingFlaws, transposeFlaws, otherFlaws)
+var flaws = slices.Concat(layerFlaws, plusFlaws, attentionFlaws, routingFlaws, transposeFlaws, otherFlaws, stepFlaws)
 
 // flawName is the variable that tells a second run of this test binary which flaw its backend has.
 const flawName = "KERNELSTEST_FLAW"

@@ -17,6 +17,9 @@
 //     are dropped) may be NaN and still do not count;
 //   - Balance of no tokens is zero, and so are its loads;
 //   - lse of a token that sees nothing is anything;
+//   - a decoding step reads nothing of a sequence that it skips: token and ids may be none that exist, weights NaN;
+//   - a sequence may stand still in any step, all of them too, and go on in the next;
+//   - a decoding step changes no other rows of the caches than those that it appends;
 //   - TopK and Sample order equal logits by id, and probabilities sum to one again after TopK and after TopP.
 //
 // Caveats. Large tensors are not tried, so an overflow of 32-bit indices is not found, nor is a data race that

@@ -1,9 +1,11 @@
 package kernelstest
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"loratrain/kernels"
@@ -19,8 +21,10 @@ type stepCase struct {
 	only                  []int // linear layers with experts; nil: all
 	bias, norms           bool
 	window                int
-	from                  []int // each sequence's first position; -1: stopped
+	from                  []int   // each sequence's first position; -1: stopped
+	rests                 [][]int // step by step, the sequences that stand still in it and go on behind it
 	steps, positions      int
+	eps                   float64 // 0: 1e-5
 	outliers              bool
 }
 
@@ -49,9 +53,9 @@ var stepCases = []stepCase{
 	{name: "one sequence", layers: 3, width: 192, mlp: 320, vocab: 256, heads: kernels.Heads{Query: 3, KV: 1, Dim: 64}, from: []int{70}, steps: 4, positions: 200},
 	{name: "two experts", layers: 2, width: 256, mlp: 384, vocab: 320, heads: kernels.Heads{Query: 2, KV: 2, Dim: 128}, experts: 8, rank: 8, chosen: 2, from: []int{130}, steps: 3, positions: 256},
 	{name: "one expert of few layers", layers: 4, width: 128, mlp: 192, vocab: 130, heads: kernels.Heads{Query: 2, KV: 1, Dim: 64}, experts: 1, rank: 8, chosen: 1, only: []int{1, 6}, from: []int{5}, steps: 3, positions: 64},
-	{name: "biases, norms, window", layers: 2, width: 128, mlp: 192, vocab: 130, heads: kernels.Heads{Query: 4, KV: 2, Dim: 64}, bias: true, norms: true, window: 70, experts: 4, rank: 16, chosen: 2, from: []int{100, 0, 69}, steps: 3, positions: 140},
-	{name: "many sequences", layers: 2, width: 256, mlp: 320, vocab: 192, heads: kernels.Heads{Query: 4, KV: 4, Dim: 64}, experts: 16, rank: 8, chosen: 2, from: []int{0, 64, -1, 1, 63, 65, -1, 127, 128, 3, 3, 3}, steps: 3, positions: 133},
-	{name: "the last place", layers: 5, width: 128, mlp: 128, vocab: 64, heads: kernels.Heads{Query: 2, KV: 2, Dim: 64}, from: []int{-1, 61, 0}, steps: 3, positions: 64},
+	{name: "biases, norms, window", layers: 2, width: 128, mlp: 192, vocab: 130, heads: kernels.Heads{Query: 4, KV: 2, Dim: 64}, bias: true, norms: true, window: 70, eps: 2, experts: 4, rank: 16, chosen: 2, from: []int{100, 0, -1, 69}, rests: [][]int{{1}, {0, 3}}, steps: 4, positions: 140},
+	{name: "many sequences", layers: 2, width: 256, mlp: 320, vocab: 192, heads: kernels.Heads{Query: 4, KV: 4, Dim: 64}, experts: 16, rank: 8, chosen: 2, from: []int{0, 64, -1, 1, 63, 65, -1, 127, 128, 3, 3, 3}, rests: [][]int{{4}, {0, 10, 11}}, steps: 3, positions: 133},
+	{name: "the last place", layers: 5, width: 128, mlp: 128, vocab: 64, heads: kernels.Heads{Query: 2, KV: 2, Dim: 64}, window: 3, from: []int{62, -1, 61, 0}, rests: [][]int{nil, {0, 2, 3}, {0}}, steps: 4, positions: 64},
 	{name: "outliers", layers: 2, width: 192, mlp: 256, vocab: 128, heads: kernels.Heads{Query: 3, KV: 3, Dim: 64}, experts: 8, rank: 64, chosen: 2, from: []int{7, 20}, steps: 2, positions: 40, outliers: true},
 }
 
@@ -75,9 +79,10 @@ func testDecodingStep(t *testing.T, b kernels.Backend) {
 				t.Fatal(err)
 			}
 			defer step.Close()
-			for range n.steps {
-				m.check(step)
+			for i := range n.steps {
+				m.check(step, i)
 			}
+			m.checkCaches()
 		})
 	}
 }
@@ -91,6 +96,7 @@ type stepRun struct {
 	layers                  []stepMatrices
 	embed, norm, head, rope matrix
 	pos                     []int
+	appended                map[int]bool // rows of the caches
 }
 
 type stepMatrices struct {
@@ -100,7 +106,7 @@ type stepMatrices struct {
 }
 
 func newStepRun(t *testing.T, b kernels.Backend, n stepCase, r *rand.Rand) *stepRun {
-	m := &stepRun{device: newDevice(t, b), n: n, rand: r, pos: append([]int(nil), n.from...)}
+	m := &stepRun{device: newDevice(t, b), n: n, rand: r, pos: slices.Clone(n.from), appended: map[int]bool{}}
 	weight := func(size float64, shape ...int) (kernels.Tensor, matrix) {
 		values := make([]float64, kernels.Len(shape...))
 		for i := range values {
@@ -120,7 +126,7 @@ func newStepRun(t *testing.T, b kernels.Backend, n stepCase, r *rand.Rand) *step
 		return m.put(kernels.BF16, values, cols), fill(1, cols, func(_, j int) number { return exact(values[j]) })
 	}
 	s := len(n.from)
-	m.model = kernels.StepModel{Heads: n.heads, Eps: 1e-5, Window: n.window, Scale: 2, Chosen: n.chosen, Sequences: s, Positions: n.positions}
+	m.model = kernels.StepModel{Heads: n.heads, Eps: cmp.Or(n.eps, 1e-5), Window: n.window, Scale: 2, Chosen: n.chosen, Sequences: s, Positions: n.positions}
 	m.model.Embed, m.embed = weight(1, n.vocab, n.width)
 	m.model.Head, m.head = weight(1/math.Sqrt(float64(n.width)), n.vocab, n.width)
 	m.model.Norm, m.norm = ones(n.width)
@@ -146,7 +152,7 @@ func newStepRun(t *testing.T, b kernels.Backend, n stepCase, r *rand.Rand) *step
 			size := 1 / math.Sqrt(float64(n.cols(t)))
 			l.W[t], x.w[t] = weight(size, n.rows(t), n.cols(t))
 			if n.bias {
-				l.Bias[t], x.bias[t] = weight(0.3, n.rows(t))
+				l.Bias[t], x.bias[t] = weight(1, n.rows(t))
 			}
 			if n.adapts(t) {
 				l.A[t], x.a[t] = weight(size, n.experts, n.rank, n.cols(t))
@@ -154,91 +160,174 @@ func newStepRun(t *testing.T, b kernels.Backend, n stepCase, r *rand.Rand) *step
 			}
 		}
 		cols := n.heads.KV * n.heads.Dim
-		// What sequences have not come to yet is poison that must not be read.
-		cache := func() (kernels.Tensor, matrix) {
+		cache := func(size func(row int) float64) (kernels.Tensor, matrix) {
 			values := make([]float64, s*n.positions*cols)
 			for i := range values {
-				values[i] = float64(kernels.ToBFloat16(float32(r.NormFloat64())).Float32())
-				if i/cols%n.positions >= max(0, m.pos[i/cols/n.positions]) {
-					values[i] = math.NaN()
-				}
+				values[i] = size(i/cols) * float64(kernels.ToBFloat16(float32(r.NormFloat64())).Float32())
 			}
 			return m.put(b.Float(), values, s*n.positions, cols), fill(s*n.positions, cols, func(i, j int) number { return exact(values[i*cols+j]) })
 		}
-		l.Keys, x.keys = cache()
-		l.Values, x.values = cache()
+		l.Keys, x.keys = cache(func(row int) float64 { return min(1, m.size(row)) })
+		l.Values, x.values = cache(m.size)
 		m.model.Layers, m.layers = append(m.model.Layers, l), append(m.layers, x)
 	}
 	return m
 }
 
-// check runs a step and moves on.
-func (m *stepRun) check(step kernels.Step) {
-	m.t.Helper()
-	n, s := m.n, len(m.pos)
-	tokens, pos := make([]float64, s), make([]float64, s)
-	var ids []int32
-	var gates []float64
-	for i := range tokens {
-		tokens[i], pos[i] = float64(m.rand.IntN(n.vocab)), float64(m.pos[i])
-		if n.chosen == 0 {
+// size is that of a row of values that is in the cache from the beginning. What no token sees is poison that must not be read; where a mistake by one
+// would be, at the ends of what is seen and of 64 keys, values are so large that none can be left out unnoticed.
+func (m *stepRun) size(row int) float64 {
+	p, next, oldest := row%m.n.positions, m.n.from[row/m.n.positions], 0
+	if m.n.window > 0 {
+		oldest = max(0, next-m.n.window+1)
+	}
+	switch {
+	case p >= next || p < oldest:
+		return math.NaN()
+	case p < oldest+m.n.steps || p == next-1 || p%64 == 0 || p%64 == 63:
+		return 4
+	}
+	return 1
+}
+
+// stepInputs is what a step is told.
+type stepInputs struct {
+	tokens, pos, ids, gates []float64
+}
+
+// inputs makes up the next step. What it says of sequences that stand still is nothing that may be read.
+func (m *stepRun) inputs(step int) stepInputs {
+	var in stepInputs
+	for i, p := range m.pos {
+		token := m.rand.IntN(m.n.vocab)
+		still := p < 0 || step < len(m.n.rests) && slices.Contains(m.n.rests[step], i)
+		if still {
+			token, p = -1, -1-i
+		}
+		in.tokens, in.pos = append(in.tokens, float64(token)), append(in.pos, float64(p))
+		if m.n.chosen == 0 {
 			continue
 		}
-		first := m.rand.IntN(n.experts)
-		for k := range n.chosen {
-			ids = append(ids, int32((first+k*(1+m.rand.IntN(max(1, n.experts-1))))%n.experts))
-			gates = append(gates, float64(float32(m.rand.Float64())))
+		first, next := m.rand.IntN(m.n.experts), 1+m.rand.IntN(max(1, m.n.experts-1))
+		if i%3 == 1 {
+			next = 0 // the same expert again
+		}
+		for k := range m.n.chosen {
+			id, gate := float64((first+k*next)%m.n.experts), float64(float32(0.25+m.rand.Float64()))
+			if still {
+				id, gate = -1, math.NaN()
+			}
+			in.ids, in.gates = append(in.ids, id), append(in.gates, gate)
 		}
 	}
+	return in
+}
+
+// check runs a step, the last one twice, and moves on.
+func (m *stepRun) check(step kernels.Step, at int) {
+	m.t.Helper()
+	n, s, in := m.n, len(m.pos), m.inputs(at)
 	const untouched = 12345
-	before := make([]float64, s*n.vocab)
-	for i := range before {
-		before[i] = untouched
+	before := slices.Repeat([]float64{untouched}, s*n.vocab)
+	operands := []struct {
+		name   string
+		values []float64
+		tensor kernels.Tensor
+	}{
+		{name: "tokens", values: in.tokens, tensor: m.put(kernels.I32, in.tokens, s)},
+		{name: "pos", values: in.pos, tensor: m.put(kernels.I32, in.pos, s)},
+		{name: "ids", values: in.ids},
+		{name: "weights", values: in.gates},
 	}
-	var idTensor, gateTensor kernels.Tensor
 	if n.chosen > 0 {
-		wide := make([]float64, len(ids))
-		for i, id := range ids {
-			wide[i] = float64(id)
-		}
-		idTensor, gateTensor = m.put(kernels.I32, wide, s, n.chosen), m.put(m.b.Param(), gates, s, n.chosen)
+		operands[2].tensor, operands[3].tensor = m.put(kernels.I32, in.ids, s, n.chosen), m.put(m.b.Param(), in.gates, s, n.chosen)
 	}
 	logits := m.put(m.b.Param(), before, s, n.vocab)
-	step.Run(logits, m.put(kernels.I32, tokens, s), m.put(kernels.I32, pos, s), idTensor, gateTensor)
-	if err := m.b.Sync(); err != nil {
-		m.t.Fatal(err)
+	run := func() []float64 {
+		m.set(logits, before)
+		step.Run(logits, operands[0].tensor, operands[1].tensor, operands[2].tensor, operands[3].tensor)
+		if err := m.b.Sync(); err != nil {
+			m.t.Fatalf("step %d: %v", at, err)
+		}
+		return m.get(logits)
 	}
-	got := m.get(logits)
+	got := run()
 	for i := range m.pos {
-		row := got[i*n.vocab : (i+1)*n.vocab]
-		if m.pos[i] < 0 {
+		row, pos := got[i*n.vocab:(i+1)*n.vocab], int(in.pos[i])
+		if pos < 0 {
 			for v, x := range row {
 				if x != untouched {
-					m.t.Fatalf("logits[%d, %d] of a stopped sequence are now %v", i, v, x)
+					m.t.Errorf("step %d: logits[%d, %d] of a sequence that stands still are now %v", at, i, v, x)
+					break
 				}
 			}
 			continue
 		}
 		var chosen []int32
-		var weights []float64
-		if n.chosen > 0 {
-			chosen, weights = ids[i*n.chosen:(i+1)*n.chosen], gates[i*n.chosen:(i+1)*n.chosen]
+		for _, id := range in.ids[i*n.chosen : (i+1)*n.chosen] {
+			chosen = append(chosen, int32(id))
 		}
-		want := m.reference(i, int(tokens[i]), chosen, weights)
-		m.compare(fmt.Sprintf("sequence %d at position %d", i, m.pos[i]), row, want)
+		want := m.reference(i, int(in.tokens[i]), chosen, in.gates[i*n.chosen:(i+1)*n.chosen])
+		m.compare(fmt.Sprintf("step %d: logits of sequence %d at position %d", at, i, pos), row, want)
 		m.pos[i]++
+	}
+	for _, o := range operands {
+		if !o.tensor.None() {
+			if i := otherThan(o.values, m.get(o.tensor)); i >= 0 {
+				m.t.Errorf("step %d: %s, element %d: an input was modified", at, o.name, i)
+			}
+		}
+	}
+	if at == n.steps-1 {
+		if i := otherThan(got, run()); i >= 0 {
+			m.t.Errorf("step %d: logits[%d, %d] have other bits when the step is repeated", at, i/n.vocab, i%n.vocab)
+		}
+	}
+}
+
+// otherThan is the first element that differs from what it was, NaN being like NaN; -1: none.
+func otherThan(was, is []float64) int {
+	for i, x := range is {
+		if x != was[i] && !(math.IsNaN(x) && math.IsNaN(was[i])) {
+			return i
+		}
+	}
+	return -1
+}
+
+// checkCaches wants what was appended to be in its place, and everything else as it was.
+func (m *stepRun) checkCaches() {
+	m.t.Helper()
+	for l, layer := range m.model.Layers {
+		for _, c := range []struct {
+			name string
+			got  []float64
+			want matrix
+		}{{"keys", m.get(layer.Keys), m.layers[l].keys}, {"values", m.get(layer.Values), m.layers[l].values}} {
+			wrong := 0
+			for row := 0; row < c.want.rows && wrong < reported; row++ {
+				what := fmt.Sprintf("%s of layer %d, sequence %d, position %d", c.name, l, row/m.n.positions, row%m.n.positions)
+				got, want := c.got[row*c.want.cols:(row+1)*c.want.cols], matrix{1, c.want.cols, c.want.row(row)}.values()
+				if i := otherThan(want, got); !m.appended[row] && i >= 0 {
+					m.t.Errorf("%s, which no step is at: element %d is now %v, was %v", what, i, got[i], want[i])
+					wrong++
+				} else if m.appended[row] && !m.compare(what, got, want) {
+					wrong++
+				}
+			}
+		}
 	}
 }
 
 // compare allows the error of activations that are rounded a few times in each layer.
-func (m *stepRun) compare(what string, got, want []float64) {
+func (m *stepRun) compare(what string, got, want []float64) bool {
 	m.t.Helper()
 	var worst, square, off float64
 	at := 0
 	for i, w := range want {
 		square += w * w
 		off += (got[i] - w) * (got[i] - w)
-		if d := math.Abs(got[i] - w); !(d <= worst) {
+		if d := math.Abs(got[i] - w); d > worst || math.IsNaN(d) && !math.IsNaN(worst) {
 			worst, at = d, i
 		}
 	}
@@ -250,10 +339,12 @@ func (m *stepRun) compare(what string, got, want []float64) {
 	if m.n.outliers {
 		bound *= 4
 	}
-	if rel := math.Sqrt(off / square); !(rel <= bound) {
-		m.t.Errorf("%s: logits are off by %.3g of their norm, at most %.3g is allowed; the worst is %d: %v, expected %v (rms %.3g)",
+	rel := math.Sqrt(off / square)
+	if !(rel <= bound) {
+		m.t.Errorf("%s are off by %.3g of their norm, at most %.3g is allowed; the worst is %d: %v, expected %v (rms %.3g)",
 			what, rel, bound, at, got[at], want[at], rms)
 	}
+	return rel <= bound
 }
 
 // reference is the logits of one sequence's token; its keys and values are kept.
@@ -264,12 +355,13 @@ func (m *stepRun) reference(s, token int, ids []int32, gates []float64) []float6
 	linearOf := func(l *stepMatrices, t int, x, plus matrix) matrix {
 		y := plain(linear(x, l.w[t], l.bias[t], plus))
 		if n.adapts(t) {
-			y = experts(y, x, l.a[t], l.b[t], n.rank, ids, fill(1, len(gates), func(_, j int) number { return exact(gates[j]) }), 2)
+			y = experts(y, x, l.a[t], l.b[t], n.rank, ids, fill(1, len(gates), func(_, j int) number { return exact(gates[j]) }), m.model.Scale)
 		}
 		return plain(y)
 	}
 	pos := []int32{int32(m.pos[s])}
 	row := s*n.positions + m.pos[s]
+	m.appended[row] = true
 	first := 0
 	if n.window > 0 {
 		first = max(0, m.pos[s]-n.window+1)
@@ -277,12 +369,12 @@ func (m *stepRun) reference(s, token int, ids []int32, gates []float64) []float6
 	span := []int32{0, 0, int32(s*n.positions + first), int32(row + 1)}
 	for l := range m.layers {
 		x := &m.layers[l]
-		normed := plain(rmsNorm(h, x.input, 1e-5))
+		normed := plain(rmsNorm(h, x.input, m.model.Eps))
 		turned := func(t int, w matrix) matrix {
 			y := linearOf(x, t, normed, none)
 			if !w.none() {
 				heads := y.cols / n.heads.Dim
-				y = rmsNorm(matrix{rows: heads, cols: n.heads.Dim, elems: y.elems}, w, 1e-5)
+				y = rmsNorm(matrix{rows: heads, cols: n.heads.Dim, elems: y.elems}, w, m.model.Eps)
 				y = matrix{rows: 1, cols: heads * n.heads.Dim, elems: y.elems}
 			}
 			return plain(rotary(y, m.rope, pos, false))
@@ -292,11 +384,11 @@ func (m *stepRun) reference(s, token int, ids []int32, gates []float64) []float6
 		copy(x.values.row(row), v.elems)
 		o, _ := attention(q, x.keys, x.values, span, n.heads)
 		h = linearOf(x, 3, plain(o), h)
-		normed = plain(rmsNorm(h, x.post, 1e-5))
+		normed = plain(rmsNorm(h, x.post, m.model.Eps))
 		f := plain(swiGLU(linearOf(x, 4, normed, none), linearOf(x, 5, normed, none)))
 		h = linearOf(x, 6, f, h)
 	}
-	return linear(rmsNorm(h, m.norm, 1e-5), m.head, none, none).values()
+	return linear(rmsNorm(h, m.norm, m.model.Eps), m.head, none, none).values()
 }
 
 // plain forgets a matrix's error bounds.
