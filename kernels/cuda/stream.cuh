@@ -27,10 +27,19 @@ struct StreamRun {
     int kind, target, row, column, count;
 };
 
-// A block's work in a phase: runs, which need these columns of the activations. Some of the columns, of a slice, it keeps for all.
+// A block's work on a slice of the columns in a phase: runs, which need these columns of the activations. Of one block for each slice of the residual
+// stream what it makes of them is kept for all.
 struct StreamPart {
-    int first_run, runs, first_column, columns, keep_slice, keep_first, keep_columns;
-    int clear, clearers; // of the blocks that clear sums, which one this is; 0 of 0: none
+    int first_run, runs, first_column, columns;
+    int keep_slice; // -1: none
+};
+
+constexpr int stream_phases = 5;
+
+// A block's work. The parts of a block follow each other, and so do their runs.
+struct StreamBlock {
+    int first_part[stream_phases + 1]; // of each phase, and the end of the last
+    int clear, clearers;               // of the blocks that clear sums, which one this is; 0 of 0: none
 };
 
 struct StreamTarget {
@@ -50,7 +59,8 @@ struct StreamModel {
     const TensorMap *maps; // stream_maps to a layer, and that of the output projection
     const StreamLayer *layer;
     const StreamRun *runs;
-    const StreamPart *parts; // a block's, phase by phase
+    const StreamPart *parts;
+    const StreamBlock *blocks;
     const bf16 *embed;
     const float *norm, *rope;
     long long *sums;   // three slots
@@ -65,7 +75,7 @@ struct StreamModel {
     int experts, rank, chosen, most_ranks, adapted; // adapted: a bit for each target
     int slices, local;                            // of the width; whether a block multiplies with all of A that it needs by itself
     int panels;                                   // of all targets
-    int stages, under_way, x_size, gated_size;
+    int stages, under_way, x_size, gated_size, parts_of_block; // at most
     float eps, scale, softmax_scale;
     StreamTarget target[stream_targets + 1];
 };

@@ -36,15 +36,15 @@ type streamLayer struct {
 
 // streamModel is StreamModel of stream.cuh.
 type streamModel struct {
-	Maps, Layer, Runs, Parts, Embed, Norm, Rope, Sums, Logits        Address
-	Squares, SquaresMLP, LogitSquares, PartScale, PartSums, Adds     Address
-	Tokens, Pos, IDs, Weights, Turn, Bad                             Address
-	SlotSize, EarlySize                                              int64
-	Layers, Width, Heads, KVHeads, Positions, Sequences, Window      int32
-	Experts, Rank, Chosen, MostRanks, Adapted, Slices, Local, Panels int32
-	Stages, UnderWay, XSize, GatedSize                               int32
-	Eps, Scale, SoftmaxScale                                         float32
-	Target                                                           [streamTargets]streamTarget
+	Maps, Layer, Runs, Parts, Blocks, Embed, Norm, Rope, Sums, Logits Address
+	Squares, SquaresMLP, LogitSquares, PartScale, PartSums, Adds      Address
+	Tokens, Pos, IDs, Weights, Turn, Bad                              Address
+	SlotSize, EarlySize                                               int64
+	Layers, Width, Heads, KVHeads, Positions, Sequences, Window       int32
+	Experts, Rank, Chosen, MostRanks, Adapted, Slices, Local, Panels  int32
+	Stages, UnderWay, XSize, GatedSize, PartsOfBlock                  int32
+	Eps, Scale, SoftmaxScale                                          float32
+	Target                                                            [streamTargets]streamTarget
 }
 
 // stream is a [kernels.Step] as one kernel.
@@ -143,10 +143,10 @@ func (s *stream) prepare(shape streamShape) error {
 		Sequences: int32(m.Sequences), Window: int32(m.Window), Experts: int32(shape.experts), Rank: int32(shape.rank), Chosen: int32(shape.chosen),
 		MostRanks: int32(shape.ranks()), Slices: int32(plan.slices), Local: local, Panels: int32(len(plan.adds)),
 		SlotSize: plan.slotSize, EarlySize: plan.earlySize,
-		XSize: int32(ceil(max(tiles*8*(plan.columns+8)*2, scratch), 16) * 16), GatedSize: int32(gated),
+		PartsOfBlock: int32(plan.most), XSize: int32(ceil(max(tiles*8*(plan.columns+8)*2, scratch), 16) * 16), GatedSize: int32(gated),
 		Eps: float32(m.Eps), Scale: float32(m.Scale), SoftmaxScale: float32(math.Log2E / math.Sqrt(float64(heads.Dim))), Target: plan.targets,
 	}
-	fixed := int(a.XSize+a.GatedSize) + streamStepBytes + plan.longest*20 + len(plan.adds)*4 + 16 + 16*streamMaxStages
+	fixed := int(a.XSize+a.GatedSize) + streamStepBytes + plan.longest*20 + plan.most*20 + len(plan.adds)*4 + 16 + 16*streamMaxStages
 	for t := range kernels.Targets {
 		if shape.adapts(t) {
 			a.Adapted |= 1 << t
@@ -192,7 +192,7 @@ func (s *stream) prepare(shape streamShape) error {
 		}
 		return to
 	}
-	a.Runs, a.Parts, a.Adds = upload(plan.runs), upload(plan.parts), upload(plan.adds)
+	a.Runs, a.Parts, a.Blocks, a.Adds = upload(plan.runs), upload(plan.parts), upload(plan.blocks), upload(plan.adds)
 	layers := make([]streamLayer, len(m.Layers))
 	var boxes []Box
 	for l, from := range m.Layers {

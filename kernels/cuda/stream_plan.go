@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"sort"
 
 	"loratrain/kernels"
 )
@@ -56,7 +57,7 @@ const (
 	streamUpBehind  = 3  // stages, at least, behind which B is multiplied
 )
 
-// streamRun, streamPart and streamTarget are those of stream.cuh.
+// streamRun, streamPart, streamBlock and streamTarget are those of stream.cuh.
 type streamRun struct{ Kind, Target, Row, Column, Count int32 }
 
 // The kinds of runs.
@@ -67,7 +68,12 @@ const (
 )
 
 type streamPart struct {
-	FirstRun, Runs, FirstColumn, Columns, KeepSlice, KeepFirst, KeepColumns, Clear, Clearers int32
+	FirstRun, Runs, FirstColumn, Columns, KeepSlice int32
+}
+
+type streamBlock struct {
+	FirstPart       [streamPhases + 1]int32
+	Clear, Clearers int32
 }
 
 type streamTarget struct {
@@ -134,14 +140,22 @@ func (s streamShape) adapts(target int) bool {
 // streamPlan is which block multiplies what, and where sums and counters are.
 type streamPlan struct {
 	runs    []streamRun
-	parts   []streamPart // streamPhases for each block
+	parts   []streamPart
+	blocks  []streamBlock
 	targets [streamTargets]streamTarget
 	slices  int // of the width
 	columns int // of the widest part
 	longest int // runs of a block
+	most    int // parts of a block
 
 	adds                []int32 // to each row of a panel, target by target; to those of the residual stream's width, the stream itself is one
 	slotSize, earlySize int64   // in sums
+}
+
+// partsOf is a block's parts of a phase.
+func (p *streamPlan) partsOf(block, phase int) []streamPart {
+	x := &p.blocks[block]
+	return p.parts[x.FirstPart[phase]:x.FirstPart[phase+1]]
 }
 
 // slicesOf divides stages of 64 columns, so that what a block reads and keeps of the activations is little. Its sums are then those of
@@ -168,7 +182,7 @@ type planner struct {
 
 // planStream makes a schedule. Every stage of every weight is in exactly one run, and blocks copy about the same number of bytes.
 func planStream(s streamShape) *streamPlan {
-	p := planner{streamShape: s, plan: &streamPlan{parts: make([]streamPart, s.blocks*streamPhases)}, load: make([]int, s.blocks), work: make([][streamPhases][]streamRun, s.blocks)}
+	p := planner{streamShape: s, plan: &streamPlan{blocks: make([]streamBlock, s.blocks)}, load: make([]int, s.blocks), work: make([][streamPhases][]streamRun, s.blocks)}
 	p.place()
 	p.plan.slices = p.slicesOf(s.width / streamCols)
 	// What leaves least choice comes first: phases with few rows.
@@ -254,7 +268,6 @@ func (p *planner) deal(phase int) {
 	}
 	p.dealUp(phase, panels)
 	p.order(phase)
-	p.columnsOf(phase, n, edge)
 }
 
 // shares divides stages so that the blocks' loads come as near to each other as they can.
@@ -294,6 +307,9 @@ func (p *planner) give(block, phase int, r streamRun, bytes int) {
 func (p *planner) dealDown(phase, n int, edge func(int) int) {
 	for slice := range n {
 		from, to := p.blocks*slice/n, max(p.blocks*slice/n+1, p.blocks*(slice+1)/n)
+		if to-from > 2 { // those at the ends may come to this slice behind another
+			from, to = from+1, to-1
+		}
 		for group := range p.ranks() / 16 {
 			for _, t := range phaseTargets[phase] {
 				for c := edge(slice); p.adapts(t) && c < edge(slice+1); c += streamWarps {
@@ -318,8 +334,10 @@ func (p *planner) dealDown(phase, n int, edge func(int) int) {
 func (p *planner) dealUp(phase int, panels []panel) {
 	runs := map[panel][]int{} // blocks
 	for b := range p.blocks {
+		last := p.lastSlice(b, phase)
 		for _, r := range p.work[b][phase] {
-			if r.Kind == runWeights {
+			// What needs A's products waits for all parts of them. Only what is behind all of a block's own may.
+			if r.Kind == runWeights && p.sliceOf(phase, r) == last {
 				x := panel{int(r.Target), int(r.Row)}
 				runs[x] = append(runs[x], b)
 			}
@@ -336,7 +354,7 @@ func (p *planner) dealUp(phase int, panels []panel) {
 		ups[b]++
 		work := p.work[b][phase]
 		i := slices.IndexFunc(work, func(r streamRun) bool {
-			return r.Kind != runDown && int(r.Target) == x.target && int(r.Row) == x.row
+			return r.Kind == runWeights && int(r.Target) == x.target && int(r.Row) == x.row && p.sliceOf(phase, r) == p.lastSlice(b, phase)
 		})
 		work[i].Kind = runWeightsAndUp
 		p.splitUp(b, phase, i)
@@ -364,11 +382,27 @@ func (p *planner) splitUp(block, phase, run int) {
 	p.work[block][phase] = append(work, rest)
 }
 
-// order puts a block's part of A first, for others wait for it. What needs A's products comes behind other weights, its own or those of a run, by
-// which time they are there, but not last, where all would wait for it.
+// sliceOf is the slice of columns that a run is of.
+func (p *planner) sliceOf(phase int, r streamRun) int {
+	stages := p.columns(phase) / streamCols
+	n := p.slicesOf(stages)
+	return sort.Search(n, func(i int) bool { return stages*(i+1)/n > int(r.Column)/streamCols })
+}
+
+func (p *planner) lastSlice(block, phase int) int {
+	last := -1
+	for _, r := range p.work[block][phase] {
+		last = max(last, p.sliceOf(phase, r))
+	}
+	return last
+}
+
+// order puts a block's runs in order of slices, and of a slice those of A first, for others wait for them. What needs A's products comes behind other
+// weights, its own or those of a run, by which time they are there, but not last, where all would wait for it.
 func (p *planner) order(phase int) {
 	for b := range p.blocks {
 		work := p.work[b][phase]
+		last := p.lastSlice(b, phase)
 		ups := slices.IndexFunc(work, func(r streamRun) bool { return r.Kind == runWeightsAndUp && r.Count >= streamUpBehind })
 		place := make(map[streamRun]int, len(work))
 		first := ups < 0 // whether a run of weights alone comes before
@@ -376,7 +410,7 @@ func (p *planner) order(phase int) {
 			switch r.Kind {
 			case runWeights:
 				place[r] = 4
-				if first {
+				if first && p.sliceOf(phase, r) == last {
 					place[r], first = 1, false
 				}
 			case runWeightsAndUp:
@@ -385,64 +419,28 @@ func (p *planner) order(phase int) {
 				}
 			}
 		}
-		slices.SortStableFunc(work, func(x, y streamRun) int { return cmp.Compare(place[x], place[y]) })
+		slices.SortStableFunc(work, func(x, y streamRun) int {
+			return cmp.Or(cmp.Compare(p.sliceOf(phase, x), p.sliceOf(phase, y)), cmp.Compare(place[x], place[y]))
+		})
 	}
 }
 
-// columnsOf notes which columns each block needs, and who keeps those of a slice.
-func (p *planner) columnsOf(phase, n int, edge func(int) int) {
-	kept := make([]bool, n)
-	for b := range p.blocks {
-		work := p.work[b][phase]
-		if len(work) == 0 {
-			continue
-		}
-		first, end := work[0].Column/streamCols, int32(0)
-		for _, r := range work {
-			first, end = min(first, r.Column/streamCols), max(end, r.Column/streamCols+r.Count)
-		}
-		x := &p.plan.parts[b*streamPhases+phase]
-		// Whole slices: they are what can be kept.
-		for slice := range n {
-			from, to := int32(edge(slice)), int32(edge(slice+1))
-			if to <= first || from >= end {
-				continue
-			}
-			first, end = min(first, from), max(end, to)
-			if !kept[slice] && x.KeepColumns == 0 {
-				kept[slice] = true
-				x.KeepSlice, x.KeepFirst, x.KeepColumns = int32(slice), from*streamCols, (to-from)*streamCols
-			}
-		}
-		x.FirstColumn, x.Columns = first*streamCols, (end-first)*streamCols
-		p.plan.columns = max(p.plan.columns, int(x.Columns))
-	}
-	if i := slices.Index(kept, false); i >= 0 {
-		panic(fmt.Sprintf("kernels/cuda: nobody keeps slice %d of phase %d", i, phase))
-	}
-}
-
-// collect lays the blocks' work end to end, counts what is added to each panel, and names those who clear sums: what they add next must be
-// what others wait for.
+// collect lays the blocks' work end to end as parts, names who keeps what of the residual stream, counts what is added to each panel, and names
+// those who clear sums: what they add next must be what others wait for.
 func (p *planner) collect() {
-	var clearers []int32
+	var clearers []int
+	kept := [streamPhases]map[int]bool{}
 	for b := range p.blocks {
-		before := len(p.plan.runs)
+		runs, parts, block := len(p.plan.runs), len(p.plan.parts), &p.plan.blocks[b]
 		for phase := range streamPhases {
-			work := p.work[b][phase]
-			x := &p.plan.parts[b*streamPhases+phase]
-			x.FirstRun, x.Runs = int32(len(p.plan.runs)), int32(len(work))
-			p.plan.runs = append(p.plan.runs, work...)
-			for _, r := range work {
-				if r.Kind != runDown {
-					p.plan.adds[p.plan.targets[r.Target].Panel+r.Row/streamRows]++
-				}
-			}
-			if phase == intoMLP && len(work) > 0 {
-				clearers = append(clearers, int32(b))
+			block.FirstPart[phase] = int32(len(p.plan.parts))
+			p.collectPhase(b, phase, &kept[phase])
+			if phase == intoMLP && len(p.work[b][phase]) > 0 {
+				clearers = append(clearers, b)
 			}
 		}
-		p.plan.longest = max(p.plan.longest, len(p.plan.runs)-before)
+		block.FirstPart[streamPhases] = int32(len(p.plan.parts))
+		p.plan.longest, p.plan.most = max(p.plan.longest, len(p.plan.runs)-runs), max(p.plan.most, len(p.plan.parts)-parts)
 	}
 	for _, t := range []int{streamO, streamDown} {
 		for row := 0; row < p.rows(t); row += streamRows {
@@ -450,7 +448,31 @@ func (p *planner) collect() {
 		}
 	}
 	for i, b := range clearers {
-		x := &p.plan.parts[b*streamPhases+intoMLP]
-		x.Clear, x.Clearers = int32(i), int32(len(clearers))
+		p.plan.blocks[b].Clear, p.plan.blocks[b].Clearers = int32(i), int32(len(clearers))
+	}
+}
+
+// collectPhase is collect of a block's runs in a phase.
+func (p *planner) collectPhase(block, phase int, kept *map[int]bool) {
+	if *kept == nil {
+		*kept = map[int]bool{}
+	}
+	stages := p.columns(phase) / streamCols
+	n, before := p.slicesOf(stages), -1
+	for _, r := range p.work[block][phase] {
+		if slice := p.sliceOf(phase, r); slice != before {
+			first, end := stages*slice/n, stages*(slice+1)/n
+			x := streamPart{FirstRun: int32(len(p.plan.runs)), FirstColumn: int32(first * streamCols), Columns: int32((end - first) * streamCols), KeepSlice: -1}
+			if !(*kept)[slice] {
+				(*kept)[slice], x.KeepSlice = true, int32(slice)
+			}
+			p.plan.parts = append(p.plan.parts, x)
+			p.plan.columns, before = max(p.plan.columns, int(x.Columns)), slice
+		}
+		p.plan.parts[len(p.plan.parts)-1].Runs++
+		p.plan.runs = append(p.plan.runs, r)
+		if r.Kind != runDown {
+			p.plan.adds[p.plan.targets[r.Target].Panel+r.Row/streamRows]++
+		}
 	}
 }

@@ -24,11 +24,11 @@ constexpr int stream_registers = 224, stream_other_registers = 56; // of a threa
 constexpr int stream_items = 4;    // of attention's work whose queries a block reads at once
 constexpr int stream_together = 2; // pairs of numbers that a thread reads at once
 
-enum Phase { into_attention, out_of_attention, into_mlp, out_of_mlp, into_logits, stream_phases };
+enum Phase { into_attention, out_of_attention, into_mlp, out_of_mlp, into_logits };
 
 // What a block remembers of the step, in shared memory.
 struct StreamStep {
-    StreamPart part[stream_phases];
+    StreamBlock block;
     int pos[stream_sequences], first_block[stream_sequences], blocks[stream_sequences], splits[stream_sequences], items[stream_sequences + 1];
     int top, active; // sequences up to the last that is decoded; experts in use
     int turn;
@@ -47,6 +47,7 @@ template <int TILES, int DIM, int GROUP> struct Stream {
     unsigned char *ring;
     Barrier *full, *empty;
     bf16 *x, *gated;
+    const StreamPart *parts; // of this block, by their number among all; so are runs
     const StreamRun *runs;
     const int *added;
     Barrier *cleared;
@@ -153,7 +154,7 @@ template <int TILES, int DIM, int GROUP> struct Stream {
             int phase = i == 4 * m.layers ? into_logits : i % 4;
             if (i < 4 * m.layers) expect(m.maps + (i + 1) / 4 * stream_maps, i + 1 == 4 * m.layers ? into_logits : (i + 1) % 4);
             if (phase == into_attention) prefetch_map(maps + 3 * stream_targets), prefetch_map(maps + 3 * stream_targets + 1);
-            copy_runs(maps, step.part[phase]);
+            for (int k = step.block.first_part[phase]; k < step.block.first_part[phase + 1]; k++) copy_runs(maps, parts[k]);
             if (phase == into_attention) copy_keys(maps);
         }
     }
@@ -242,11 +243,9 @@ template <int TILES, int DIM, int GROUP> struct Stream {
         if (overflow) *m.bad = 1;
     }
 
-    // The runs of a phase.
-    __device__ void run_all(int phase, long long *sums) {
-        const StreamPart &part = step.part[phase];
+    // The runs of a part. ready is the targets of the phase whose hidden numbers are in `gated`.
+    __device__ void run_all(const StreamPart &part, long long *sums, unsigned &ready) {
         int stride = part.columns + 8, ranks = step.active * m.rank;
-        unsigned ready = 0; // the targets whose hidden numbers are in `gated`
 #pragma unroll 1
         for (int i = 0; i < part.runs; i++) {
             const StreamRun &r = runs[part.first_run + i];
@@ -418,7 +417,8 @@ template <int TILES, int DIM, int GROUP> struct Stream {
         long long *keep = phase == into_logits ? nullptr : slot(l) + m.target[after].sums_at;
         const float *bias = phase == into_logits ? nullptr : layer.bias[after];
         Said *squares = phase == into_mlp ? m.squares_mlp : phase == into_attention ? m.squares : m.logit_squares;
-        int stride = part.columns + 8, kept_from = part.keep_first - part.first_column;
+        int stride = part.columns + 8;
+        bool kept = part.keep_slice >= 0;
         float square = 0;
         bool overflow = false;
         each_pair<Pair>(
@@ -438,7 +438,7 @@ template <int TILES, int DIM, int GROUP> struct Stream {
             [&](int s, int c, const Pair &v) {
                 int d = part.first_column + c;
                 float2 y = make_float2(v.embedding.x + sum_of(v.sum.x, v.adds), v.embedding.y + sum_of(v.sum.y, v.adds));
-                if ((unsigned)(c - kept_from) < (unsigned)part.keep_columns && step.pos[s] >= 0) {
+                if (kept && step.pos[s] >= 0) {
                     if (keep) {
                         long long *to = keep + (long long)s * m.width + d;
                         overflow |= add_to_sum(to, y.x + (bias ? bias[d] : 0.f)), overflow |= add_to_sum(to + 1, y.y + (bias ? bias[d + 1] : 0.f));
@@ -448,7 +448,7 @@ template <int TILES, int DIM, int GROUP> struct Stream {
                 *(unsigned *)(x + s * stride + c) = pack(y.x * v.norm.x, y.y * v.norm.y);
             },
             [&](int s) {
-                if (!part.keep_columns) return;
+                if (!kept) return;
                 float sum = warp_sum(square);
                 square = 0;
                 if (lane != 0) return;
@@ -459,7 +459,7 @@ template <int TILES, int DIM, int GROUP> struct Stream {
             });
         if (overflow) *m.bad = 1;
         meet();
-        if (part.keep_columns && share() > 1 && (int)threadIdx.x < step.top) {
+        if (kept && share() > 1 && (int)threadIdx.x < step.top) {
             float sum = 0;
             for (int w = 0; w < share(); w++) sum += step.squares[threadIdx.x * share() + w];
             say(squares + part.keep_slice * stream_sequences + threadIdx.x, sum, when(l));
@@ -478,13 +478,12 @@ template <int TILES, int DIM, int GROUP> struct Stream {
     // ---- The warp that clears.
 
     __device__ void clear(long long *from, int n) const { // n even
-        const StreamPart &part = step.part[into_mlp];
-        int share = (n / 2 + part.clearers - 1) / part.clearers, end = min(n / 2, share * (part.clear + 1));
+        int share = (n / 2 + step.block.clearers - 1) / step.block.clearers, end = min(n / 2, share * (step.block.clear + 1));
 #pragma unroll 1
-        for (int i = share * part.clear + lane; i < end; i += 32) ((longlong2 *)from)[i] = make_longlong2(0, 0);
+        for (int i = share * step.block.clear + lane; i < end; i += 32) ((longlong2 *)from)[i] = make_longlong2(0, 0);
     }
     __device__ void clear_all() const {
-        if (!step.part[into_mlp].clearers) return;
+        if (!step.block.clearers) return;
         const StreamTarget &t = m.target[stream_down_proj];
         for (int l = 0; l < m.layers; l++) {
             if (l > 0 && lane == 0) complete(slot(l - 1) + t.sums_at + (long long)(step.top - 1) * t.stride, adds(t, 0));
@@ -503,9 +502,12 @@ template <int TILES, int DIM, int GROUP> struct Stream {
 #pragma unroll 1
         for (int i = 0; i <= 4 * m.layers; i++) {
             int l = i / 4, phase = i == 4 * m.layers ? into_logits : i % 4;
-            const StreamPart &part = step.part[phase];
-            meet(); // x is free
-            if (part.runs) {
+            int first = step.block.first_part[phase], end = step.block.first_part[phase + 1];
+            unsigned ready = 0;
+#pragma unroll 1
+            for (int k = first; k < end; k++) {
+                const StreamPart &part = parts[k];
+                meet(); // x is free
                 if (phase == out_of_attention)
                     fill_attended(l, part);
                 else if (phase == out_of_mlp)
@@ -513,8 +515,8 @@ template <int TILES, int DIM, int GROUP> struct Stream {
                 else
                     fill_stream(phase, l, part);
                 meet();
-                if (phase == into_mlp) barrier_wait(cleared, l & 1); // those who see these sums may use what this block has cleared
-                run_all(phase, phase == into_logits ? m.logits : slot(l));
+                if (phase == into_mlp && k == first) barrier_wait(cleared, l & 1); // those who see these sums may use what this block has cleared
+                run_all(part, phase == into_logits ? m.logits : slot(l), ready);
             }
             if (phase != into_attention) continue;
             attend(l, step.layer[l & 1], slot(l));
@@ -799,19 +801,23 @@ template <int TILES, int DIM, int GROUP> struct Stream {
 };
 
 // What all blocks find out alike before the step: which sequences there are, how their keys are divided, which experts they use.
-template <int GROUP> __device__ void stream_begin(const StreamModel &m, StreamStep &step, StreamRun *runs) {
+template <int GROUP> __device__ void stream_begin(const StreamModel &m, StreamStep &step, StreamPart *parts, StreamRun *runs) {
     __shared__ unsigned used[stream_experts / 32];
-#pragma unroll 1
-    for (int i = threadIdx.x; i < stream_phases; i += stream_threads) step.part[i] = m.parts[blockIdx.x * stream_phases + i];
+    if (threadIdx.x == 0) step.block = m.blocks[blockIdx.x];
 #pragma unroll 1
     for (int i = threadIdx.x; i < stream_experts / 32; i += stream_threads) used[i] = 0;
 #pragma unroll 1
     for (int s = threadIdx.x; s < m.sequences; s += stream_threads) step.pos[s] = m.pos[s];
     __syncthreads();
-    // The runs of a block follow each other in memory.
-    int before = step.part[0].first_run, n = step.part[stream_phases - 1].first_run + step.part[stream_phases - 1].runs - before;
+    int first = step.block.first_part[0], n = step.block.first_part[stream_phases] - first;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < n * (int)sizeof(StreamRun) / 4; i += stream_threads) ((int *)runs)[i] = ((const int *)(m.runs + before))[i];
+    for (int i = threadIdx.x; i < n * (int)sizeof(StreamPart) / 4; i += stream_threads) ((int *)parts)[i] = ((const int *)(m.parts + first))[i];
+    __syncthreads();
+    if (n > 0) {
+        int before = parts[0].first_run, end = parts[n - 1].first_run + parts[n - 1].runs;
+#pragma unroll 1
+        for (int i = threadIdx.x; i < (end - before) * (int)sizeof(StreamRun) / 4; i += stream_threads) ((int *)runs)[i] = ((const int *)(m.runs + before))[i];
+    }
     if (threadIdx.x == 0) {
         int live = 0;
         step.top = 0, step.turn = *m.turn;
@@ -856,7 +862,8 @@ template <int TILES, int DIM, int GROUP> __device__ void stream(const StreamMode
     Barrier *full = (Barrier *)(end += stream_step_size);
     Barrier *cleared = full + 2 * m.stages;
     int *added = (int *)(cleared + 2);
-    StreamRun *runs = (StreamRun *)(added + m.panels);
+    StreamPart *parts = (StreamPart *)(added + m.panels);
+    StreamRun *runs = (StreamRun *)(parts + m.parts_of_block);
 #pragma unroll 1
     for (int i = threadIdx.x; i < m.panels; i += stream_threads) added[i] = m.adds[i];
     if (threadIdx.x == 0) {
@@ -865,9 +872,9 @@ template <int TILES, int DIM, int GROUP> __device__ void stream(const StreamMode
         for (int i = 0; i < m.stages; i++) barrier_init(full + i, 1), barrier_init(full + m.stages + i, stream_warps);
         barriers_init_done();
     }
-    stream_begin<GROUP>(m, step, runs);
+    stream_begin<GROUP>(m, step, parts, runs);
     __syncthreads();
-    Stream<TILES, DIM, GROUP> s{m, step, memory, full, full + m.stages, x, gated, runs - step.part[0].first_run, added, cleared};
+    Stream<TILES, DIM, GROUP> s{m, step, memory, full, full + m.stages, x, gated, parts - step.block.first_part[0], runs - parts[0].first_run, added, cleared};
     s.warp = threadIdx.x / 32, s.lane = threadIdx.x % 32;
     if (step.top == 0) return;
     if (s.warp < stream_warps) {

@@ -57,6 +57,7 @@ var stepCases = []stepCase{
 	{name: "many sequences", layers: 2, width: 256, mlp: 320, vocab: 192, heads: kernels.Heads{Query: 4, KV: 4, Dim: 64}, experts: 16, rank: 8, chosen: 2, from: []int{0, 64, -1, 1, 63, 65, -1, 127, 128, 3, 3, 3}, rests: [][]int{{4}, {0, 10, 11}}, steps: 3, positions: 133},
 	{name: "the last place", layers: 5, width: 128, mlp: 128, vocab: 64, heads: kernels.Heads{Query: 2, KV: 2, Dim: 64}, window: 3, from: []int{62, -1, 61, 0}, rests: [][]int{nil, {0, 2, 3}, {0}}, steps: 4, positions: 64},
 	{name: "outliers", layers: 2, width: 192, mlp: 256, vocab: 128, heads: kernels.Heads{Query: 3, KV: 3, Dim: 64}, experts: 8, rank: 64, chosen: 2, from: []int{7, 20}, steps: 2, positions: 40, outliers: true},
+	{name: "seventeen sequences", layers: 2, width: 576, mlp: 704, vocab: 64, heads: kernels.Heads{Query: 9, KV: 3, Dim: 64}, experts: 4, rank: 8, chosen: 2, from: []int{0, 1, 2, 3, -1, 0, 1, 2, 3, 4, 0, 1, 2, -1, 3, 2, 1}, steps: 2, positions: 8},
 }
 
 // testDecodingStep compares whole decoding steps with the same made of the reference's operations. A backend that has none for the smallest model
@@ -268,7 +269,7 @@ func (m *stepRun) check(step kernels.Step, at int) {
 			chosen = append(chosen, int32(id))
 		}
 		want := m.reference(i, int(in.tokens[i]), chosen, in.gates[i*n.chosen:(i+1)*n.chosen])
-		m.compare(fmt.Sprintf("step %d: logits of sequence %d at position %d", at, i, pos), row, want)
+		m.compare(fmt.Sprintf("step %d: logits of sequence %d at position %d", at, i, pos), row, want, 1)
 		m.pos[i]++
 	}
 	for _, o := range operands {
@@ -311,7 +312,7 @@ func (m *stepRun) checkCaches() {
 				if i := otherThan(want, got); !m.appended[row] && i >= 0 {
 					m.t.Errorf("%s, which no step is at: element %d is now %v, was %v", what, i, got[i], want[i])
 					wrong++
-				} else if m.appended[row] && !m.compare(what, got, want) {
+				} else if m.appended[row] && !m.compare(what, got, want, 1.25) { // many are compared, and the worst is seen
 					wrong++
 				}
 			}
@@ -319,8 +320,8 @@ func (m *stepRun) checkCaches() {
 	}
 }
 
-// compare allows the error of activations that are rounded a few times in each layer.
-func (m *stepRun) compare(what string, got, want []float64) bool {
+// compare allows so many times the error of activations that are rounded a few times in each layer.
+func (m *stepRun) compare(what string, got, want []float64, times float64) bool {
 	m.t.Helper()
 	var worst, square, off float64
 	at := 0
@@ -332,7 +333,7 @@ func (m *stepRun) compare(what string, got, want []float64) bool {
 		}
 	}
 	rms := math.Sqrt(square / float64(len(want)))
-	bound := 40 * math.Sqrt(float64(m.n.layers)) * roundoff(m.b.Float())
+	bound := times * 40 * math.Sqrt(float64(m.n.layers)) * roundoff(m.b.Float())
 	if m.b.Float() == kernels.BF16 { // sums have more than its 8 bits
 		bound /= 4
 	}
