@@ -98,7 +98,7 @@ func smolTrial(t *testing.T) *trial {
 	if path == "" {
 		return nil
 	}
-	c := &trial{name: "SmolLM2", base: mustOpen(t, path), tokens: 16, places: 32, apart: 0.08, most: 0.5, whole: true}
+	c := &trial{name: "SmolLM2", base: mustOpen(t, path), tokens: 64, places: 32, apart: 0.08, most: 0.5, whole: true}
 	tok, err := c.base.NeedTokenizer()
 	must(t, err)
 	r := rand.New(rand.NewPCG(11, 12))
