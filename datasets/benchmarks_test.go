@@ -15,7 +15,7 @@ var goldenDir = flag.String("golden", "../testdata/golden", "folder of the golde
 func TestBenchmarks(t *testing.T) {
 	c := Catalog{Dir: os.Getenv("LORA_BENCHMARKS")}
 	if c.Dir == "" {
-		t.Skip("LORA_BENCHMARKS does not name the folder that holds ARC-Easy, ARC-Challenge, openbookqa and boolq; .ci/run sets it")
+		t.Skip("LORA_BENCHMARKS does not name the folder that holds ARC-Easy, ARC-Challenge, openbookqa and boolq; .ci/run sets it where they lie beside the project")
 	}
 	for _, want := range []struct {
 		task     string

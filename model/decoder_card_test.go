@@ -246,24 +246,20 @@ func (c *trial) steady(t *testing.T, s *Served, reference [][]choice) (prompts, 
 	changed, all := 0, 0
 	for i := range prompts {
 		ids := append(slices.Clone(prompts[i]), chosen[i]...)
-		for {
-			moved := c.moved(t, s, ids)
-			if len(moved) == 0 {
-				break
+		moved := c.moved(t, s, ids)
+		changed, all = changed+len(moved), all+len(ids)
+		for tries := 0; len(moved) > 0; moved = c.moved(t, s, ids) {
+			if tries++; tries > 100 {
+				t.Fatalf("text %d: of 100 tokens in a row none keeps its experts at %d", i, moved)
 			}
 			for _, k := range moved {
 				ids[k] = (ids[k] + 1) % int32(c.base.Arch.Vocab)
 			}
 		}
 		n := len(prompts[i])
-		for k, id := range ids {
-			if all++; k < n && id != prompts[i][k] || k >= n && id != chosen[i][k-n] {
-				changed++
-			}
-		}
 		prompts[i], chosen[i] = ids[:n], ids[n:]
 	}
-	if t.Logf("%d of %d tokens of %d texts are others, which keep their experts in bf16", changed, all, len(prompts)); 2*changed > all {
+	if t.Logf("%d of %d tokens of %d texts are others, which keep their experts in bf16", changed, all, len(prompts)); 5*changed > all {
 		t.Errorf("the router, computed in bf16, gives %d of %d tokens other experts than the table does", changed, all)
 	}
 	return prompts, chosen

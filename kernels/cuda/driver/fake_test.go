@@ -47,8 +47,8 @@ var fakeDriver = sync.OnceValues(func() (string, error) {
 	return dir, os.Symlink("libcuda.so.1", filepath.Join(dir, "libcublas.so.13"))
 })
 
-// play runs a scene with the fake driver and gives what it printed and what the driver noted.
-func play(t *testing.T, scene string, env ...string) (out string, notes []string) {
+// needFake is the folder of the fake driver. It skips a test where nothing can compile one; one that does not compile is an error.
+func needFake(t *testing.T) string {
 	t.Helper()
 	if _, err := exec.LookPath("cc"); err != nil {
 		t.Skip("no C compiler for the fake driver")
@@ -57,7 +57,13 @@ func play(t *testing.T, scene string, env ...string) (out string, notes []string
 	if err != nil {
 		t.Fatal(err)
 	}
-	return playIn(t, dir, scene, env...)
+	return dir
+}
+
+// play runs a scene with the fake driver and gives what it printed and what the driver noted.
+func play(t *testing.T, scene string, env ...string) (out string, notes []string) {
+	t.Helper()
+	return playIn(t, needFake(t), scene, env...)
 }
 
 func playIn(t *testing.T, dir, scene string, env ...string) (out string, notes []string) {
@@ -117,11 +123,7 @@ func TestOpenErrors(t *testing.T) {
 
 // TestNoBLAS has the fake driver and no cuBLAS.
 func TestNoBLAS(t *testing.T) {
-	whole, err := fakeDriver()
-	if err != nil {
-		t.Skip(err)
-	}
-	dir := t.TempDir()
+	whole, dir := needFake(t), t.TempDir()
 	if err := os.Symlink(filepath.Join(whole, "libcuda.so.1"), filepath.Join(dir, "libcuda.so.1")); err != nil {
 		t.Fatal(err)
 	}
