@@ -13,8 +13,7 @@ typedef unsigned long long u64;
 struct Rule {
     double top_p;              // 0: all
     float inverse_temperature;
-    int top_k;                 // 0: all
-    int greedy;
+    int top_k, unused;         // 0: all
 };
 
 // A token that is larger than others, id -1 for none; and how many it was chosen from.
@@ -46,16 +45,21 @@ __device__ inline Best warp_best(Best a) {
 template <class T> __device__ Best largest(const T *row, int n) {
     __shared__ Best part[32];
     Best own = {0, -1, 0};
-    for (int i = 8 * threadIdx.x; i < n; i += 8 * blockDim.x) {
-        float x[8];
-        int m = min(8, n - i);
-        load8(row + i, m, x);
+    constexpr int together = 4; // loads, of which each alone would be waited for
+    for (int i = 8 * threadIdx.x; i < n; i += together * 8 * blockDim.x) {
+        float x[together][8];
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-            if (j >= m || x[j] != x[j]) continue;
-            if (own.id < 0 || x[j] > own.logit) own.logit = x[j], own.id = i + j;
-            own.count++;
-        }
+        for (int k = 0; k < together; k++)
+            if (int at = i + k * 8 * blockDim.x; at < n) load8(row + at, min(8, n - at), x[k]);
+#pragma unroll
+        for (int k = 0; k < together; k++)
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                int at = i + k * 8 * blockDim.x + j;
+                if (at >= n || x[k][j] != x[k][j]) continue;
+                if (own.id < 0 || x[k][j] > own.logit) own.logit = x[k][j], own.id = at;
+                own.count++;
+            }
     }
     own = warp_best(own);
     if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = own;
@@ -196,12 +200,18 @@ template <class T> __device__ void write_last(int *id, const T *row, int n, Pref
     }
 }
 
+// Sample of a rule that takes the largest.
+template <class T> __device__ void greedy(int *ids, const T *logits, int n) {
+    Best best = largest(logits + (long long)blockIdx.x * n, n);
+    if (threadIdx.x == 0) ids[blockIdx.x] = max(0, best.id);
+}
+
 template <class T> __device__ void sample(int *ids, const T *logits, const float *u, int n, Rule rule) {
     const T *row = logits + (long long)blockIdx.x * n;
     int *id = ids + blockIdx.x;
     Best best = largest(row, n);
     bool infinite = fabsf(best.logit) == __uint_as_float(0x7f800000u);
-    if (rule.greedy || best.id < 0 || infinite) {
+    if (best.id < 0 || infinite) {
         if (threadIdx.x == 0) *id = max(0, best.id);
         return;
     }
@@ -233,6 +243,8 @@ template <class T> __device__ void sample(int *ids, const T *logits, const float
     extern "C" __global__ void __launch_bounds__(512, 1) sample_##T(int *ids, const T *logits, const float *u, int n, Rule rule) { \
         sample(ids, logits, u, n, rule);                                                                                          \
     }                                                                                                                             \
-    KERNEL(sample_##T)
+    KERNEL(sample_##T)                                                                                                            \
+    extern "C" __global__ void __launch_bounds__(1024, 1) greedy_##T(int *ids, const T *logits, int n) { greedy(ids, logits, n); } \
+    KERNEL(greedy_##T)
 SAMPLE(f32)
 SAMPLE(bf16)

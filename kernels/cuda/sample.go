@@ -20,6 +20,11 @@ func (b *Backend) Sample(ids, logits, u kernels.Tensor, rule kernels.Sampling) {
 	}
 	need(op, "logits", logits, typ, rows, vocabulary)
 	need(op, "u", u, b.Param(), rows)
+	if !(rule.Temperature > 0) || rule.TopK == 1 {
+		l := Launch{Grid: [3]int{rows}, Block: [3]int{min(1024, ceil(vocabulary, 8*32)*32)}}
+		b.dev.Launch("greedy"+suffix(typ), l, at(ids), at(logits), int32(vocabulary))
+		return
+	}
 	l := Launch{Grid: [3]int{rows}, Block: [3]int{min(512, ceil(vocabulary, 8*32)*32)}}
 	b.dev.Launch("sample"+suffix(typ), l, at(ids), at(logits), at(u), int32(vocabulary), sampleRuleOf(rule, vocabulary))
 }
@@ -28,13 +33,10 @@ func (b *Backend) Sample(ids, logits, u kernels.Tensor, rule kernels.Sampling) {
 type sampleRule struct {
 	topP               uint64 // the bits of a float64
 	inverseTemperature float32
-	topK, greedy       int32
+	topK, _            int32
 }
 
 func sampleRuleOf(rule kernels.Sampling, vocabulary int) sampleRule {
-	if !(rule.Temperature > 0) || rule.TopK == 1 {
-		return sampleRule{greedy: 1}
-	}
 	r := sampleRule{inverseTemperature: float32(1 / rule.Temperature)}
 	if rule.TopK > 0 && rule.TopK < vocabulary {
 		r.topK = int32(rule.TopK)
