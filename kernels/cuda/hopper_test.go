@@ -150,20 +150,20 @@ func (h *hopper) steps() map[string]cuda.Launch {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	const width, vocab, positions = 128, 66, 8
+	const width, vocab, positions, group = 128, 66, 8, 3
 	array := func(typ kernels.Type, shape ...int) kernels.Tensor {
 		return place(h.t, b, typ, make([]float64, kernels.Len(shape...)), shape...)
 	}
 	for _, dim := range []int{64, 128} {
-		for _, group := range []int{1, 3, 8} {
-			for _, sequences := range []int{1, 16, 17} {
+		for _, mlp := range []int{64, 2112} { // a small model and one that is not
+			for _, sequences := range []int{1, 2, 16, 17} {
 				heads := kernels.Heads{Query: group, KV: 1, Dim: dim}
 				m := kernels.StepModel{
 					Embed: array(kernels.BF16, vocab, width), Head: array(kernels.BF16, vocab, width), Norm: array(kernels.BF16, width),
 					Rope: array(kernels.F32, positions, dim), Heads: heads, Sequences: sequences, Positions: positions,
 				}
 				l := kernels.StepLayer{InputNorm: m.Norm, PostNorm: m.Norm}
-				for t, x := range [kernels.Targets][2]int{{group * dim, width}, {dim, width}, {dim, width}, {width, group * dim}, {64, width}, {64, width}, {width, 64}} {
+				for t, x := range [kernels.Targets][2]int{{group * dim, width}, {dim, width}, {dim, width}, {width, group * dim}, {mlp, width}, {mlp, width}, {width, mlp}} {
 					l.W[t] = array(kernels.BF16, x[0], x[1])
 				}
 				l.Keys, l.Values = array(kernels.BF16, sequences*positions, dim), array(kernels.BF16, sequences*positions, dim)

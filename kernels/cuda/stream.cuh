@@ -4,7 +4,7 @@
 
 constexpr int stream_stage = 64 * 128 * 2; // bytes: 64 columns of 128 rows
 constexpr int stream_step_size = 6144; // bytes for what a block remembers
-constexpr int stream_sequences = 64, stream_experts = 256, stream_active = 128, stream_choices = 128, stream_splits = 16;
+constexpr int stream_sequences = 64, stream_experts = 256, stream_active = 128, stream_choices = 128, stream_splits = 16, stream_local_ranks = 32;
 
 // The linear layers of a block, as in kernels.StepLayer, and the output projection.
 enum Target { stream_q_proj, stream_k_proj, stream_v_proj, stream_o_proj, stream_gate_proj, stream_up_proj, stream_down_proj, stream_targets };
@@ -21,8 +21,8 @@ struct alignas(16) Said2 {
 constexpr int stream_maps = 3 * stream_targets + 2;
 
 // Work on one target: `count` stages of 64 columns from a column on of 128 rows, and what B adds to them if it is this run that does; or of a group of
-// 16 rows of A, of the experts in use.
-enum Kind { stream_weights, stream_weights_and_up, stream_down };
+// 16 rows of A, of the experts in use; or of 128 rows and of all that A and B make of these columns.
+enum Kind { stream_weights, stream_weights_and_up, stream_down, stream_weights_and_experts };
 struct StreamRun {
     int kind, target, row, column, count;
 };
@@ -70,15 +70,20 @@ struct StreamModel {
     const int *tokens, *pos, *ids;
     const float *weights;
     int *turn, *bad;
+    long long x_at[stream_phases];   // where in a slot what a phase multiplies with is, if blocks share the work of making it
     long long slot_size, early_size; // of a slot, and of what of it attention's output projection ends with
-    int layers, width, heads, kv_heads, positions, sequences, window;
+    int layers, width, heads, kv_heads, group, positions, sequences, window;
     int experts, rank, chosen, most_ranks, adapted; // adapted: a bit for each target
-    int slices, local;                            // of the width; whether a block multiplies with all of A that it needs by itself
-    int panels;                                   // of all targets
-    int stages, under_way, x_size, gated_size, parts_of_block; // at most
+    int slices, slice_width; // of the width; the columns of one if blocks share the work
+    int down_box, up_box;    // rows that are copied at a time of A and of B
+    int panels;              // of all targets
+    int stages, under_way, under_way_filling, x_size, gated_size, parts_of_block, items_of_block; // at most
     float eps, scale, softmax_scale;
     StreamTarget target[stream_targets + 1];
 };
+
+// The first position that a token at pos sees.
+__device__ inline int first_seen(const StreamModel &m, int pos) { return m.window > 0 ? max(0, pos - m.window + 1) : 0; }
 
 // A sum is a number of units of 2^-27 in the lower 54 bits and, above them, how many numbers have been added. So whoever reads it sees whether it
 // is complete, and nobody must wait for writes to arrive before he tells others of them.
@@ -95,10 +100,18 @@ inline void add_relaxed(long long *to, long long v) { __atomic_fetch_add(to, v, 
 inline long long glance(const long long *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
 inline longlong2 glance(const longlong2 *p) { return {glance(&p->x), glance(&p->y)}; }
 inline void store_relaxed(void *p, long long v) { __atomic_store_n((long long *)p, v, __ATOMIC_RELAXED); }
+inline unsigned glance(const unsigned *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+inline uint4 glance(const uint4 *p) { return {glance(&p->x), glance(&p->y), glance(&p->z), glance(&p->w)}; }
+inline void store_word(unsigned *p, unsigned v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
 inline void fence_card() { __threadfence(); }
 inline void prefetch_map(const TensorMap *) {}
 inline void copy_box_once(void *to, const TensorMap *map, int x, int y, Barrier *full) { copy_box(to, map, x, y, full); }
 inline void ldmatrix(unsigned (&r)[4], unsigned at) { emulated_ldmatrix(r, emulated_thread->shared + at, false); }
+inline unsigned transpose(unsigned x) {
+    int lane = threadIdx.x % 32, from = lane % 4 * 8 + lane / 8, half = lane / 4 % 2 * 16;
+    unsigned low = __shfl_sync(0xffffffffu, x, from), high = __shfl_sync(0xffffffffu, x, from + 4);
+    return low >> half & 0xffff | (high >> half & 0xffff) << 16;
+}
 inline void look_again() { emulated_yield(); }
 inline void give_up() { __trap(); }
 #else
@@ -116,6 +129,12 @@ __device__ inline longlong2 glance(const longlong2 *p) {
     return v;
 }
 __device__ inline void store_relaxed(void *p, long long v) { asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory"); }
+__device__ inline uint4 glance(const uint4 *p) {
+    uint4 v;
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
+    return v;
+}
+__device__ inline void store_word(unsigned *p, unsigned v) { asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory"); }
 __device__ inline void fence_card() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 __device__ inline void prefetch_map(const TensorMap *map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
 // copy_box for what is read once in a step.
@@ -130,6 +149,12 @@ __device__ inline void copy_box_once(void *to, const TensorMap *map, int x, int 
 // Four matrices of 8 x 8 bf16 as mma.cuh's ldmatrix, at addresses of shared memory.
 __device__ inline void ldmatrix(unsigned (&r)[4], unsigned at) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at));
+}
+// An 8 x 8 matrix of bf16, of which a lane has two of row lane / 4, the other way round.
+__device__ inline unsigned transpose(unsigned x) {
+    unsigned y;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+    return y;
 }
 // Between one look and the next at what is not there yet.
 __device__ inline void look_again() {}

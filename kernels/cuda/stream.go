@@ -12,20 +12,20 @@ import (
 
 // The shape of a block of stream_sm90.cu.
 const (
-	streamBlockThreads = 32 * (streamWarps + 4)
-	streamMaxStages    = 11
-	streamMinStages    = 3
-	streamUnderWay     = 4 // stages that are being copied at a time: more of them delay what blocks tell each other
-	streamMaps         = 3*kernels.Targets + 2
-	streamAdditions    = 511 // numbers that a sum can count
-	mapBytes           = 128
+	streamBlockThreads    = 32 * (streamWarps + 4)
+	streamMaxStages       = 13
+	streamMinStages       = 3
+	streamUnderWay        = 4 // stages that are being copied at a time: more of them delay what blocks tell each other
+	streamUnderWayFilling = 2 // the same while a block of several sequences waits for what others tell
+	streamMaps            = 3*kernels.Targets + 2
+	streamScores          = 72  // of 64 keys, with a gap
+	streamGroup           = 8   // query heads to a key-value head
+	streamAdditions       = 511 // numbers that a sum can count
+	mapBytes              = 128
 )
 
-// streamTiles are the eights of sequences, and streamGroups the query heads to a key-value head, that kernels are made for.
-var (
-	streamTiles  = []int{1, 2, 8}
-	streamGroups = []int{1, 4, 8}
-)
+// streamKernels are the sequences that kernels are made for, at most.
+var streamKernels = []int{1, 8, 16, 64}
 
 // streamLayer is StreamLayer of stream.cuh.
 type streamLayer struct {
@@ -36,15 +36,16 @@ type streamLayer struct {
 
 // streamModel is StreamModel of stream.cuh.
 type streamModel struct {
-	Maps, Layer, Runs, Parts, Blocks, Embed, Norm, Rope, Sums, Logits Address
-	Squares, SquaresMLP, LogitSquares, PartScale, PartSums, Adds      Address
-	Tokens, Pos, IDs, Weights, Turn, Bad                              Address
-	SlotSize, EarlySize                                               int64
-	Layers, Width, Heads, KVHeads, Positions, Sequences, Window       int32
-	Experts, Rank, Chosen, MostRanks, Adapted, Slices, Local, Panels  int32
-	Stages, UnderWay, XSize, GatedSize, PartsOfBlock                  int32
-	Eps, Scale, SoftmaxScale                                          float32
-	Target                                                            [streamTargets]streamTarget
+	Maps, Layer, Runs, Parts, Blocks, Embed, Norm, Rope, Sums, Logits                     Address
+	Squares, SquaresMLP, LogitSquares, PartScale, PartSums, Adds                          Address
+	Tokens, Pos, IDs, Weights, Turn, Bad                                                  Address
+	XAt                                                                                   [streamPhases]int64
+	SlotSize, EarlySize                                                                   int64
+	Layers, Width, Heads, KVHeads, Group, Positions, Sequences, Window                    int32
+	Experts, Rank, Chosen, MostRanks, Adapted, Slices, SliceWidth, DownBox, UpBox, Panels int32
+	Stages, UnderWay, UnderWayFilling, XSize, GatedSize, PartsOfBlock, ItemsOfBlock       int32
+	Eps, Scale, SoftmaxScale                                                              float32
+	Target                                                                                [streamTargets]streamTarget
 }
 
 // stream is a [kernels.Step] as one kernel.
@@ -93,8 +94,8 @@ func (b *Backend) streamTakes(m kernels.StepModel) (s streamShape, err error) {
 	switch {
 	case s.heads.Dim != 64 && s.heads.Dim != 128:
 		err = fmt.Errorf("heads of %d elements: there are kernels for 64 and 128", s.heads.Dim)
-	case group > streamGroups[len(streamGroups)-1]:
-		err = fmt.Errorf("%d query heads to a key-value head: there are kernels for up to %d", group, streamGroups[len(streamGroups)-1])
+	case group > streamGroup:
+		err = fmt.Errorf("%d query heads to a key-value head: up to %d are taken", group, streamGroup)
 	case width%streamCols != 0 || mlp%streamCols != 0 || s.heads.Query*s.heads.Dim%streamCols != 0:
 		err = fmt.Errorf("widths of %d and %d: whole multiples of %d are taken", width, mlp, streamCols)
 	case vocab%2 != 0 || m.Sequences > streamSequences:
@@ -124,29 +125,15 @@ func (b *Backend) streamTakes(m kernels.StepModel) (s streamShape, err error) {
 func (s *stream) prepare(shape streamShape) error {
 	b, m, heads := s.b, s.m, shape.heads
 	plan := planStream(shape)
-	each, group := heads.Query/heads.KV, 0
-	for _, g := range streamGroups {
-		if group == 0 && g >= each {
-			group = g
-		}
-	}
-	tiles := shape.tiles()
-	scratch := ((streamItems*(each+2)+streamWarps*each)*heads.Dim + 2*streamWarps*each) * 4
-	gated := 3 * tiles * 8 * (shape.ranks() + 8) * 2
-	local := int32(0)
-	if shape.local() {
-		gated, local = gated+streamWarps*shape.ranks()*tiles*8*4, 1
-	}
 	a := &s.args
 	*a = streamModel{
-		Layers: int32(len(m.Layers)), Width: int32(shape.width), Heads: int32(heads.Query), KVHeads: int32(heads.KV), Positions: int32(m.Positions),
-		Sequences: int32(m.Sequences), Window: int32(m.Window), Experts: int32(shape.experts), Rank: int32(shape.rank), Chosen: int32(shape.chosen),
-		MostRanks: int32(shape.ranks()), Slices: int32(plan.slices), Local: local, Panels: int32(len(plan.adds)),
-		SlotSize: plan.slotSize, EarlySize: plan.earlySize,
-		PartsOfBlock: int32(plan.most), XSize: int32(ceil(max(tiles*8*(plan.columns+8)*2, scratch), 16) * 16), GatedSize: int32(gated),
+		Layers: int32(len(m.Layers)), Width: int32(shape.width), Heads: int32(heads.Query), KVHeads: int32(heads.KV), Group: int32(heads.Query / heads.KV),
+		Positions: int32(m.Positions), Sequences: int32(m.Sequences), Window: int32(m.Window),
+		Experts: int32(shape.experts), Rank: int32(shape.rank), Chosen: int32(shape.chosen), MostRanks: int32(shape.ranks()),
+		Slices: int32(plan.slices), SliceWidth: int32(shape.sliceWidth()), DownBox: int32(shape.boxRows(16)), UpBox: int32(shape.boxRows(64)),
+		Panels: int32(len(plan.adds)), XAt: plan.xAt, SlotSize: plan.slotSize, EarlySize: plan.earlySize,
 		Eps: float32(m.Eps), Scale: float32(m.Scale), SoftmaxScale: float32(math.Log2E / math.Sqrt(float64(heads.Dim))), Target: plan.targets,
 	}
-	fixed := int(a.XSize+a.GatedSize) + streamStepBytes + plan.longest*20 + plan.most*20 + len(plan.adds)*4 + 16 + 16*streamMaxStages
 	for t := range kernels.Targets {
 		if shape.adapts(t) {
 			a.Adapted |= 1 << t
@@ -155,13 +142,9 @@ func (s *stream) prepare(shape streamShape) error {
 	if most := slices.Max(plan.adds[:plan.targets[streamHead].Panel]); most > streamAdditions {
 		return fmt.Errorf("%d blocks add to one sum, %d can", most, streamAdditions)
 	}
-	a.Stages = int32(min(streamMaxStages, (226<<10-fixed)/streamStage))
-	if a.Stages < streamMinStages {
-		return fmt.Errorf("%d sequences of %d columns with %d rows of experts leave no room in shared memory", m.Sequences, plan.columns, shape.ranks())
+	if err := s.divide(shape, plan); err != nil {
+		return err
 	}
-	a.UnderWay = streamUnderWay
-	s.kernel = fmt.Sprintf("stream_%d_%d_%d", tiles, heads.Dim, group)
-	s.launch = Launch{Grid: [3]int{shape.blocks}, Block: [3]int{streamBlockThreads}, Shared: int(a.Stages)*(streamStage+16) + fixed - 16*streamMaxStages}
 
 	var failed error
 	take := func(t kernels.Type, shape ...int) Address {
@@ -203,7 +186,7 @@ func (s *stream) prepare(shape streamShape) error {
 			to.Bias[t] = floats(from.Bias[t])
 		}
 		to.Keys, to.Values = at(from.Keys), at(from.Values)
-		boxes = append(boxes, layerBoxes(from, heads.Dim)...)
+		boxes = append(boxes, layerBoxes(from, shape)...)
 	}
 	boxes = append(boxes, make([]Box, streamHead)...)
 	boxes = append(boxes, Box{Of: dense(m.Head, shape.vocab, shape.width), Rows: streamRows})
@@ -224,19 +207,45 @@ func (s *stream) prepare(shape streamShape) error {
 	return failed
 }
 
+// divide gives each part of a block's shared memory its size: what no other needs is the ring's.
+func (s *stream) divide(shape streamShape, plan *streamPlan) error {
+	a, dim, group := &s.args, shape.heads.Dim, int(s.args.Group)
+	columns := ceil(shape.most(), 8) * 8 // of sequences, as tensor cores take them
+	attention := (4*group*streamScores+2*group*dim+4*group)*4 + streamItems*(group+2)*(dim+8)*2
+	a.XSize = int32(ceil(max(shape.rowsOfX()*(plan.columns+8)*2, attention), 16) * 16)
+	if !shape.local() {
+		a.GatedSize = int32(3 * columns * (shape.ranks() + 8) * 2)
+	}
+	a.PartsOfBlock, a.ItemsOfBlock = int32(plan.most), int32(ceil(max(shape.sequences*shape.heads.KV, shape.blocks), shape.blocks))
+	// Behind these: a block's items, three barriers, eights of experts' rows, numbers of additions, parts and runs; a stage has two barriers.
+	fixed := int(a.XSize+a.GatedSize) + streamStepBytes + int(a.ItemsOfBlock)*16 + 3*8 + shape.ranks() + len(plan.adds)*4 + plan.most*20 + plan.longest*20
+	a.Stages = int32(min(streamMaxStages, (226<<10-fixed)/(streamStage+16)))
+	if a.Stages < streamMinStages {
+		return fmt.Errorf("%d sequences of %d columns with %d rows of experts leave no room in shared memory", shape.sequences, plan.columns, shape.ranks())
+	}
+	a.UnderWay = min(a.Stages, streamUnderWay)
+	a.UnderWayFilling = a.UnderWay
+	if shape.shared() {
+		a.UnderWayFilling = streamUnderWayFilling
+	}
+	s.kernel = fmt.Sprintf("stream_%s_%d", shape.kernel(), dim)
+	s.launch = Launch{Grid: [3]int{shape.blocks}, Block: [3]int{streamBlockThreads}, Shared: int(a.Stages)*(streamStage+16) + fixed}
+	return nil
+}
+
 // layerBoxes is how a layer's weights, experts, keys and values are copied, in the order of stream.cuh.
-func layerBoxes(l kernels.StepLayer, dim int) []Box {
+func layerBoxes(l kernels.StepLayer, shape streamShape) []Box {
 	boxes := make([]Box, streamMaps)
 	for t, w := range l.W {
 		boxes[t] = Box{Of: dense(w, w.Shape[0], w.Shape[1]), Rows: streamRows}
 		for i, x := range []kernels.Tensor{l.A[t], l.B[t]} {
 			if !x.None() {
-				boxes[(i+1)*kernels.Targets+t] = Box{Of: dense(x, x.Shape[0]*x.Shape[1], x.Shape[2]), Rows: 8}
+				boxes[(i+1)*kernels.Targets+t] = Box{Of: dense(x, x.Shape[0]*x.Shape[1], x.Shape[2]), Rows: shape.boxRows([]int{16, 64}[i])}
 			}
 		}
 	}
 	for i, x := range []kernels.Tensor{l.Keys, l.Values} {
-		boxes[3*kernels.Targets+i] = Box{Of: dense(x, x.Shape[0], x.Shape[1]), Rows: streamCols, Cols: dim}
+		boxes[3*kernels.Targets+i] = Box{Of: dense(x, x.Shape[0], x.Shape[1]), Rows: streamCols}
 	}
 	return boxes
 }

@@ -19,6 +19,9 @@ func planStream(s streamShape) *streamPlan {
 	p := planner{streamShape: s, plan: &streamPlan{blocks: make([]streamBlock, s.blocks)}, load: make([]int, s.blocks), work: make([][streamPhases][]streamRun, s.blocks)}
 	p.place()
 	p.plan.slices = p.slicesOf(s.width / streamCols)
+	if p.shared() {
+		p.plan.slices = ceil(s.width, p.sliceWidth())
+	}
 	// What leaves least choice comes first: phases with few rows.
 	for _, phase := range []int{outOfAttention, outOfMLP, intoAttention, intoMLP} {
 		p.deal(phase)
@@ -44,13 +47,19 @@ func (p *planner) place() {
 			break
 		}
 		sums += int64(rows * p.sequences)
-		if p.adapts(t) {
+		if p.adapts(t) && !p.local() {
 			x.HiddenAt = sums
 			sums += int64(p.ranks() * p.sequences)
 		}
 		sums += sums % 2 // pairs are read together
 		if t == streamO {
 			p.plan.earlySize = sums
+		}
+	}
+	if p.shared() {
+		for phase := range streamPhases {
+			p.plan.xAt[phase] = sums
+			sums += int64(ceil(p.columns(phase)*p.sequences/4, 2) * 2)
 		}
 	}
 	p.plan.slotSize = sums
@@ -99,6 +108,10 @@ func (p *planner) deal(phase int) {
 				}
 			}
 		}
+	}
+	if p.local() {
+		p.addExperts(phase)
+		return
 	}
 	p.dealUp(phase, panels)
 	p.order(phase)
@@ -163,8 +176,7 @@ func (p *planner) dealDown(phase, n int, edge func(int) int) {
 	}
 }
 
-// dealUp lets one of each panel's runs add what the experts' B gives, that of a block which has least to do. A block that works by itself also gets
-// all of A that it needs.
+// dealUp lets one of each panel's runs add what the experts' B gives, that of a block which has least to do.
 func (p *planner) dealUp(phase int, panels []panel) {
 	runs := map[panel][]int{} // blocks
 	for b := range p.blocks {
@@ -193,11 +205,18 @@ func (p *planner) dealUp(phase int, panels []panel) {
 		work[i].Kind = runWeightsAndUp
 		p.splitUp(b, phase, i)
 		p.load[b] += p.ranks() * streamRows * 2
-		if !p.local() || slices.ContainsFunc(work, func(r streamRun) bool { return r.Kind == runDown && int(r.Target) == x.target }) {
-			continue
-		}
-		for group := range p.ranks() / 16 {
-			p.give(b, phase, streamRun{runDown, int32(x.target), int32(group), 0, int32(p.columns(phase) / streamCols)}, p.columns(phase)*32)
+	}
+}
+
+// addExperts lets every run have what A and B make of its columns.
+func (p *planner) addExperts(phase int) {
+	for b := range p.blocks {
+		work := p.work[b][phase]
+		for i, r := range work {
+			if p.adapts(int(r.Target)) {
+				work[i].Kind = runWeightsAndExperts
+				p.load[b] += p.ranks() * (int(r.Count)*streamCols*2 + streamRows*2)
+			}
 		}
 	}
 }
@@ -207,7 +226,7 @@ func (p *planner) dealUp(phase int, panels []panel) {
 func (p *planner) splitUp(block, phase, run int) {
 	work := p.work[block][phase]
 	rest := work[run]
-	if p.local() || p.tiles() > 1 || rest.Count < 2*streamUpBehind ||
+	if p.sequences > 8 || rest.Count < 2*streamUpBehind ||
 		slices.ContainsFunc(work, func(r streamRun) bool { return r.Kind == runWeights }) {
 		return
 	}

@@ -3,6 +3,7 @@ package cuda
 import (
 	"fmt"
 	"slices"
+	"strconv"
 
 	"loratrain/kernels"
 )
@@ -40,19 +41,20 @@ func phaseOf(target int) int {
 
 // The shape of stream_sm90.cu's stages.
 const (
-	streamCols      = 64 // of a stage of weights
-	streamRows      = 128
-	streamWarps     = 8
-	streamStage     = streamCols * streamRows * 2
-	streamStepBytes = 6144
-	streamSequences = 64
-	streamExperts   = 256
-	streamActive    = 128
-	streamChoices   = 128
-	streamSplits    = 16
-	streamSlices    = 32 // of the width, a lane for each
-	streamItems     = 4  // of attention, whose queries a block reads at once
-	streamUpBehind  = 3  // stages, at least, behind which B is multiplied
+	streamCols       = 64 // of a stage of weights
+	streamRows       = 128
+	streamWarps      = 8
+	streamStage      = streamCols * streamRows * 2
+	streamStepBytes  = 6144
+	streamSequences  = 64
+	streamExperts    = 256
+	streamActive     = 128
+	streamChoices    = 128
+	streamSplits     = 16
+	streamLocalRanks = 32
+	streamSlices     = 32 // of a phase's columns, at most
+	streamItems      = 4  // of attention, whose queries a block reads at once
+	streamUpBehind   = 3  // stages, at least, behind which B is multiplied
 )
 
 // streamRun, streamPart, streamBlock and streamTarget are those of stream.cuh.
@@ -63,6 +65,7 @@ const (
 	runWeights = iota
 	runWeightsAndUp
 	runDown
+	runWeightsAndExperts
 )
 
 type streamPart struct {
@@ -116,14 +119,22 @@ func (s streamShape) columns(phase int) int {
 	}
 }
 
-// tiles is how many times eight sequences a kernel takes.
-func (s streamShape) tiles() int {
-	for _, t := range streamTiles {
-		if s.sequences <= 8*t {
-			return t
+// most is how many sequences the kernel takes that takes these.
+func (s streamShape) most() int {
+	for _, n := range streamKernels {
+		if s.sequences <= n {
+			return n
 		}
 	}
 	panic(fmt.Sprintf("kernels/cuda: a decoding step of %d sequences", s.sequences))
+}
+
+// kernel is that kernel in stream_sm90.cu, but for the elements of a head.
+func (s streamShape) kernel() string {
+	if s.local() {
+		return "local"
+	}
+	return strconv.Itoa(s.most())
 }
 
 // ranks is the most rows of A that a step uses, rounded up to the 16 that tensor cores take.
@@ -147,7 +158,8 @@ type streamPlan struct {
 	most    int // parts of a block
 
 	adds                []int32 // to each row of a panel, target by target; to those of the residual stream's width, the stream itself is one
-	slotSize, earlySize int64   // in sums
+	xAt                 [streamPhases]int64
+	slotSize, earlySize int64 // in sums
 }
 
 // partsOf is a block's parts of a phase.
@@ -162,10 +174,37 @@ func (s streamShape) slicesOf(stages int) int {
 	if s.local() {
 		return 1
 	}
-	return min(streamSlices, ceil(stages, min(16, max(4, 64/s.sequences))))
+	if s.shared() {
+		return min(streamSlices, ceil(stages, min(16, max(4, s.width/streamCols/4), 256/s.sequences)))
+	}
+	return min(streamSlices, ceil(stages, 16))
 }
 
-// local says whether a block multiplies with all of A that it needs by itself: small models have no time to wait for others.
+// local says whether each run of weights also has what A and B make of its columns: small models have no time to wait for others' parts of x·A, and their
+// runs are few.
 func (s streamShape) local() bool {
-	return s.tiles() == 1 && s.ranks() <= 32 && max(s.width, s.mlp, s.heads.Query*s.heads.Dim) <= 2048
+	return s.sequences == 1 && s.ranks() <= streamLocalRanks && max(s.width, s.mlp, s.heads.Query*s.heads.Dim) <= 2048
+}
+
+// shared says whether blocks share the work of making what they multiply with.
+func (s streamShape) shared() bool { return s.sequences > 1 }
+
+// sliceWidth is the columns of the residual stream whose squares are added up by one warp.
+func (s streamShape) sliceWidth() int { return max(128, ceil(ceil(s.width, streamSlices), 64)*64) }
+
+// rowsOfX is how many sequences' activations a block keeps.
+func (s streamShape) rowsOfX() int {
+	if !s.shared() {
+		return 1
+	}
+	return ceil(s.most(), 8) * 8
+}
+
+// boxRows is how many rows of an expert are copied at a time, at most `most`.
+func (s streamShape) boxRows(most int) int {
+	n := 8
+	for 2*n <= most && s.rank%(2*n) == 0 {
+		n *= 2
+	}
+	return n
 }

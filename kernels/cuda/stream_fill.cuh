@@ -1,0 +1,275 @@
+// What a phase of a decoding step multiplies with. A sequence alone: each block makes the columns of its parts of it. Several: blocks share the work,
+// and each then reads its columns of what all have made.
+#pragma once
+#include "mma.cuh"
+#include "stream_block.cuh"
+
+constexpr int stream_together = 2;      // pairs of numbers that a thread reads at once, of a sequence alone
+constexpr int stream_together_read = 8; // fours of words, of several sequences
+
+// SHARED: whether blocks share the work.
+template <bool SHARED, int DIM> struct StreamFill : StreamWarp {
+    static constexpr bool shared = SHARED;
+
+    __device__ void meet() const { threads_sync(1, stream_workers); }
+
+    // For each pair of columns c, c + 1 of a part load(0, c, v), which reads what is not in v yet, until v is ready, and then store(0, c, v).
+    template <class T, class L, class S> __device__ void each_pair(const StreamPart &part, L load, S store) const {
+#pragma unroll 1
+        for (int c = 2 * threadIdx.x; c < part.columns; c += 2 * stream_workers * stream_together) {
+            T v[stream_together];
+            Patience patience;
+            for (bool ready = false; !ready; patience.wait()) {
+                ready = true;
+#pragma unroll
+                for (int i = 0; i < stream_together; i++)
+                    if (int d = c + 2 * stream_workers * i; d < part.columns) load(0, part.first_column + d, v[i]);
+#pragma unroll
+                for (int i = 0; i < stream_together; i++)
+                    if (c + 2 * stream_workers * i < part.columns) ready &= v[i].ready();
+            }
+#pragma unroll
+            for (int i = 0; i < stream_together; i++)
+                if (int d = c + 2 * stream_workers * i; d < part.columns) store(0, part.first_column + d, v[i]);
+        }
+    }
+
+    // The same, load(s, c, v) and store(s, c, v), of this warp's share of all blocks' pairs, but those of skipped sequences: it has slices of some columns of
+    // a sequence each, of `slices` in a sequence, and end(s, slice) behind each. It reads `together` pairs at once.
+    template <class T, int together, class L, class S, class E>
+    __device__ void each_shared(int width, int slices, int columns, L load, S store, E end) const {
+        int n = slices * step.top;
+        // Slices of all sequences are counted. A warp has 64 columns at a time, from c on.
+        for (int i = blockIdx.x + gridDim.x * warp, c = 0; i < n;) {
+            int s[together], slice[together], at[together];
+            bool live[together], over[together];
+#pragma unroll
+            for (int j = 0; j < together; j++) {
+                slice[j] = step.top == 1 ? i : (int)((unsigned long long)i * step.per_top >> 32), s[j] = i - slice[j] * step.top;
+                at[j] = slice[j] * columns + c + 2 * lane;
+                live[j] = i < n && step.pos[s[j]] >= 0;
+                over[j] = (c += 64) >= min(columns, width - slice[j] * columns);
+                if (over[j]) c = 0, i += gridDim.x * stream_warps;
+            }
+            T v[together];
+            Patience patience;
+            for (bool ready = false; !ready; patience.wait()) {
+                ready = true;
+#pragma unroll
+                for (int j = 0; j < together; j++)
+                    if (live[j]) load(s[j], at[j], v[j]);
+#pragma unroll
+                for (int j = 0; j < together; j++)
+                    if (live[j]) ready &= v[j].ready();
+            }
+#pragma unroll
+            for (int j = 0; j < together; j++)
+                if (live[j]) {
+                    store(s[j], at[j], v[j]);
+                    if (over[j]) __syncwarp(), end(s[j], slice[j]);
+                }
+        }
+        __syncwarp();
+    }
+
+    // Where all find what a phase of layer l multiplies with, rows of its columns: a word of two is 0 until it is there, and its complement then.
+    __device__ unsigned *words(int phase, int l) const { return (unsigned *)(slot(phase == into_logits ? l - 1 : l) + m.x_at[phase]); }
+    // Two columns of a row, to this block's part or to all; `width` columns are in a row of `to`.
+    __device__ void put(const StreamPart &part, unsigned *to, int width, int s, int c, float a, float b) const {
+        if constexpr (shared)
+            put_word(to + ((long long)s * width + c) / 2, a, b);
+        else
+            *(unsigned *)(x + c - part.first_column) = pack(a, b);
+    }
+    __device__ static void put_word(unsigned *to, float a, float b) {
+        unsigned w = ~pack(a, b);
+        store_word(to, w + !w); // NaN of all ones is another NaN then
+    }
+    // A part's columns of what all have made.
+    __device__ void read_words(const StreamPart &part, const unsigned *from, int width) const {
+        constexpr int together = stream_together_read;
+        // Of a sequence some lanes read four words each, those of one warp or, if there are few sequences, of several.
+        int several = step.top <= 2 ? 2 : step.top <= 4 ? 1 : 0, own = lane + 32 * (warp & (1 << several) - 1), each = 32 << several, n = part.columns / 8;
+        auto advance = [&](int &s, int &c) {
+            if ((c += each) >= n) c = own, s += stream_warps >> several;
+        };
+        int first = own < n ? warp >> several : step.top;
+#pragma unroll 1
+        for (int s = first, c = own; s < step.top;) {
+            uint4 v[together];
+            Patience patience;
+            for (bool ready = false; !ready; patience.wait()) {
+                ready = true;
+                int r = s, d = c;
+#pragma unroll
+                for (int j = 0; j < together; j++) {
+                    v[j] = make_uint4(~0u, ~0u, ~0u, ~0u);
+                    if (r < step.top && step.pos[r] >= 0) v[j] = glance((const uint4 *)(from + ((long long)r * width + part.first_column) / 2) + d);
+                    advance(r, d);
+                }
+#pragma unroll
+                for (int j = 0; j < together; j++) ready &= v[j].x && v[j].y && v[j].z && v[j].w;
+            }
+#pragma unroll
+            for (int j = 0; j < together; j++) {
+                if (s < step.top) *(uint4 *)(x + s * (part.columns + 8) + 8 * c) = make_uint4(~v[j].x, ~v[j].y, ~v[j].z, ~v[j].w);
+                advance(s, c);
+            }
+        }
+    }
+
+    // Two columns of the residual stream: the embedding's, or sums.
+    struct Pair {
+        longlong2 sum = {0, 0};
+        float2 embedding, norm;
+        int adds = 0;
+        __device__ bool ready() const { return additions(sum.x) == adds && additions(sum.y) == adds; }
+    };
+    // The residual stream before a phase of layer l, times its norm's weight: the embedding or the sums of the linear layer before, to which it has
+    // been added. It is added, with its bias, to the sums of the linear layer that comes next, and others are told the sums of its squares: by whoever
+    // makes it for all, or by one block of those that make a slice for themselves.
+    __device__ void fill_stream(int phase, int l, const StreamPart &part) {
+        const StreamLayer &layer = step.layer[l & 1]; // none behind the last
+        const float *norm = phase == into_logits ? m.norm : phase == into_mlp ? layer.post_norm : layer.input_norm;
+        const StreamTarget &before = m.target[phase == into_mlp ? stream_o_proj : stream_down_proj];
+        const long long *sums = slot(phase == into_mlp ? l : l - 1) + before.sums_at;
+        bool embedded = phase == into_attention && l == 0;
+        int after = phase == into_mlp ? stream_down_proj : stream_o_proj;
+        long long *keep = phase == into_logits ? nullptr : slot(l) + m.target[after].sums_at;
+        const float *bias = phase == into_logits ? nullptr : layer.bias[after];
+        Said *squares = phase == into_mlp ? m.squares_mlp : phase == into_attention ? m.squares : m.logit_squares;
+        bool kept = shared || part.keep_slice >= 0;
+        unsigned *to = words(phase, l);
+        float square = 0;
+        bool overflow = false;
+        auto load = [&](int s, int c, Pair &v) {
+            v.norm = *(const float2 *)(norm + c), v.embedding = make_float2(0, 0);
+            if (embedded) {
+                unsigned e = *(const unsigned *)(m.embed + (long long)m.tokens[s] * m.width + c);
+                v.embedding = make_float2(__uint_as_float(e << 16), __uint_as_float(e & 0xffff0000u));
+            } else {
+                v.adds = adds(before, c), v.sum = glance((const longlong2 *)(sums + (long long)s * m.width + c));
+            }
+        };
+        auto store = [&](int s, int c, const Pair &v) {
+            float2 y = make_float2(v.embedding.x + sum_of(v.sum.x, v.adds), v.embedding.y + sum_of(v.sum.y, v.adds));
+            if (kept) {
+                if (keep) {
+                    long long *to = keep + (long long)s * m.width + c;
+                    overflow |= add_to_sum(to, y.x + (bias ? bias[c] : 0.f)), overflow |= add_to_sum(to + 1, y.y + (bias ? bias[c + 1] : 0.f));
+                }
+                square = fmaf(y.x, y.x, fmaf(y.y, y.y, square));
+            }
+            put(part, to, m.width, s, c, y.x * v.norm.x, y.y * v.norm.y);
+        };
+        if constexpr (shared) {
+            each_shared<Pair, 2>(m.width, m.slices, m.slice_width, load, store, [&](int s, int slice) {
+                float sum = warp_sum(square);
+                square = 0;
+                if (lane == 0) say(squares + slice * stream_sequences + s, sum, when(l));
+            });
+        } else {
+            each_pair<Pair>(part, load, store);
+            square = warp_sum(square);
+            if (lane == 0) step.squares[warp] = square;
+            meet();
+            if (kept && threadIdx.x == 0) {
+                float sum = 0;
+                for (int w = 0; w < stream_warps; w++) sum += step.squares[w];
+                say(squares + part.keep_slice * stream_sequences, sum, when(l));
+            }
+        }
+        if (overflow) *m.bad = 1;
+    }
+
+    // Attention's output: its parts, each times its share of the softmax. What is in one part has been made already if blocks share the work.
+    struct Attended {
+        float2 v;
+        bool there = false;
+        __device__ bool ready() const { return there; }
+    };
+    __device__ void fill_attended(int l, const StreamPart &part) {
+        int now = when(l), width = m.heads * DIM;
+        unsigned *to = words(out_of_attention, l);
+        auto load = [&](int s, int c, Attended &a) {
+            if (a.there) return;
+            int n = step.splits[s];
+            a.v = make_float2(0, 0), a.there = true;
+            if (shared && n == 1) return;
+            long long at = (long long)(s * m.heads + c / DIM) * stream_splits;
+            const Said2 *scales = (const Said2 *)m.part_scale + at, *outs = (const Said2 *)(m.part_sums + at * DIM + c % DIM);
+            float most = -INFINITY, sum = 0;
+#pragma unroll 1
+            for (int j = 0; j < n; j += 2) {
+                Said2 scale[2], o[2];
+#pragma unroll
+                for (int i = 0; i < 2; i++)
+                    if (j + i < n) scale[i] = glance(scales + j + i), o[i] = glance(outs + (j + i) * (DIM / 2));
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    if (j + i >= n) break;
+                    a.there &= scale[i].a.when == now && scale[i].b.when == now && o[i].a.when == now && o[i].b.when == now;
+                    float top = fmaxf(most, scale[i].a.number), keep = exp2_fast(most - top), w = exp2_fast(scale[i].a.number - top);
+                    sum = fmaf(sum, keep, w * scale[i].b.number), a.v.x = fmaf(a.v.x, keep, w * o[i].a.number);
+                    a.v.y = fmaf(a.v.y, keep, w * o[i].b.number), most = top;
+                }
+            }
+            a.v.x /= sum, a.v.y /= sum;
+        };
+        auto store = [&](int s, int c, const Attended &a) {
+            if (!shared || step.splits[s] > 1) put(part, to, width, s, c, a.v.x, a.v.y);
+        };
+        if constexpr (shared)
+            each_shared<Attended, 1>(width, width / 64, 64, load, store, [](int, int) {});
+        else
+            each_pair<Attended>(part, load, store);
+    }
+
+    // The MLP's gate and what it lets through.
+    struct GateUp {
+        longlong2 gate = {0, 0}, up = {0, 0};
+        int gates = 0, ups = 0;
+        __device__ bool has_gate() const { return additions(gate.x) == gates && additions(gate.y) == gates; }
+        __device__ bool has_up() const { return additions(up.x) == ups && additions(up.y) == ups; }
+        __device__ bool ready() const { return has_gate() && has_up(); }
+    };
+    __device__ void fill_mlp(int l, const StreamPart &part) {
+        const StreamLayer &layer = step.layer[l & 1];
+        const long long *sums = slot(l);
+        const StreamTarget &g = m.target[stream_gate_proj], &u = m.target[stream_up_proj];
+        const float *gate_bias = layer.bias[stream_gate_proj], *up_bias = layer.bias[stream_up_proj], *factor = step.rstd[1][l & 1];
+        unsigned *to = words(out_of_mlp, l);
+        auto load = [&](int s, int c, GateUp &v) {
+            v.gates = adds(g, c), v.ups = adds(u, c);
+            if (!v.has_gate()) v.gate = glance((const longlong2 *)(sums + g.sums_at + (long long)s * g.stride + c));
+            if (!v.has_up()) v.up = glance((const longlong2 *)(sums + u.sums_at + (long long)s * u.stride + c));
+        };
+        auto store = [&](int s, int c, const GateUp &v) {
+            barrier_wait(normed + 1, l & 1); // not where there is nothing to do, which nobody waits for
+            float rstd = factor[s];
+            float a[2] = {rstd * sum_of(v.gate.x, v.gates), rstd * sum_of(v.gate.y, v.gates)};
+            float b[2] = {rstd * sum_of(v.up.x, v.ups), rstd * sum_of(v.up.y, v.ups)};
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                if (gate_bias) a[i] += gate_bias[c + i];
+                if (up_bias) b[i] += up_bias[c + i];
+                a[i] = a[i] / (1 + exp2_fast(-1.4426950408889634f * a[i])) * b[i];
+            }
+            put(part, to, g.rows, s, c, a[0], a[1]);
+        };
+        if constexpr (shared)
+            each_shared<GateUp, 3>(g.rows, g.rows / 64, 64, load, store, [](int, int) {});
+        else
+            each_pair<GateUp>(part, load, store);
+    }
+
+    // Makes what a phase multiplies with, for a part or, if blocks share the work, this block's share.
+    __device__ void fill(int phase, int l, const StreamPart &part) {
+        if (phase == out_of_attention)
+            fill_attended(l, part);
+        else if (phase == out_of_mlp)
+            fill_mlp(l, part);
+        else
+            fill_stream(phase, l, part);
+    }
+};
