@@ -103,6 +103,38 @@ func sum(n int, term func(i int) number) number {
 	return s
 }
 
+// dot is the sum of the products of x and y, as sum has it. Most of the reference's time goes here, so it calls nothing, and the race detector, with
+// which it takes fifty times as long, is told to pass it by: what it reads is the reference's own.
+//
+//go:norace
+func dot(x, y []number) number {
+	var s number
+	var size, lost float64
+	y = y[:len(x)]
+	for i := range x {
+		a, b := &x[i], &y[i]
+		t := a.v * b.v
+		v, at := s.v+t, max(t, -t) // math.Abs is slow with the detector too
+		if max(s.v, -s.v) >= at {
+			lost += s.v - v + t
+		} else {
+			lost += t - v + s.v
+		}
+		s.v = v
+		size += at
+		if a.acc == 0 && b.acc == 0 && a.sto == 0 && b.sto == 0 { // both exact
+			s.acc += at
+			continue
+		}
+		av, bv := max(a.v, -a.v), max(b.v, -b.v)
+		s.acc += av*b.acc + bv*a.acc + at
+		s.sto += av*b.sto + bv*a.sto
+	}
+	s.v += lost
+	s.acc += math.Sqrt(float64(len(x))) * size
+	return s
+}
+
 // softmax is exp(x) / Σ exp(x), and the logarithm of that sum.
 func softmax(x []number) (p []number, lse number) {
 	largest := math.Inf(-1)

@@ -41,6 +41,26 @@ func TestBoundsHold(t *testing.T) {
 	})
 }
 
+// TestDot holds the reference's inner loop against the formula that it stands for, bit for bit, bounds included.
+func TestDot(t *testing.T) {
+	rapid.Check(t, func(r *rapid.T) {
+		n := rapid.IntRange(0, 40).Draw(r, "n")
+		vector := func(name string) []number {
+			return rapid.SliceOfN(rapid.Custom(func(r *rapid.T) number {
+				of := func(part string) float64 { return rapid.Float64Range(-1e30, 1e30).Draw(r, part) }
+				if rapid.Bool().Draw(r, "exact") {
+					return exact(of("v"))
+				}
+				return number{of("v"), math.Abs(of("acc")), math.Abs(of("sto"))}
+			}), n, n).Draw(r, name)
+		}
+		x, y := vector("x"), vector("y")
+		if got, want := dot(x, y), sum(n, func(i int) number { return x[i].times(y[i]) }); got != want {
+			r.Fatalf("dot is %+v, the sum of products %+v", got, want)
+		}
+	})
+}
+
 // TestNearestTo holds the reference's rounding against the processor's and against [kernels.ToBFloat16].
 func TestNearestTo(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {

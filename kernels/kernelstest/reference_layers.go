@@ -46,7 +46,7 @@ func rmsNormGrad(x, w, dy, plus matrix, eps float64) matrix {
 
 func linear(x, w, bias, plus matrix) matrix {
 	return fill(x.rows, w.rows, func(t, o int) number {
-		y := sum(x.cols, func(i int) number { return x.at(t, i).times(w.at(o, i)) })
+		y := dot(x.row(t), w.row(o))
 		if bias.none() {
 			return plus.addTo(y, t, o)
 		}
