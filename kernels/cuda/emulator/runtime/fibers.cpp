@@ -40,7 +40,7 @@ bool Worker::protect(const std::function<void()> &f) {
 void Worker::make_stacks() {
     if (shared_end) return;
     const size_t page = 64 << 10;  // a multiple of one page on every system
-    size_t each = stack_bytes + page, dynamic_room = (max_shared + page - 1) / page * page;
+    size_t each = stack_bytes + stack_shifts + page, dynamic_room = (max_shared + page - 1) / page * page;
     size_t bytes = max_threads * each + dynamic_room + page;
     void *memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) abort();
@@ -85,7 +85,7 @@ void Worker::prepare(const Launch &l, uint64_t index) {
         unsigned t = (unsigned)i;
         uint3 at = {t % l.threads.x, t / l.threads.x % l.threads.y, t / l.threads.x / l.threads.y};
         f.thread = {at, block, l.threads, l.blocks, i % 32, dynamic.at};
-        f.stack = new_stack(f.bottom + stack_bytes, start);
+        f.stack = new_stack(f.bottom + stack_bytes + i * stack_shift % stack_shifts, start);
         f.copies.clear();
         f.groups = 0;
         if (i % 32 == 0) warps[i / 32].meetings.clear();

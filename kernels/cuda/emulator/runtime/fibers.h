@@ -15,6 +15,8 @@ constexpr int max_threads = 1024;
 constexpr size_t max_shared = 227 << 10;  // what a block of H100 can have
 constexpr size_t max_static = 1 << 20;    // a library's static shared memory, of all its kernels
 constexpr size_t stack_bytes = 128 << 10;
+// Stacks begin at different places of their pages: the processor's caches hold few lines that lie at the same one, and threads meet often.
+constexpr int stack_shift = 9 * 64, stack_shifts = 64 << 10;
 constexpr size_t message_bytes = 512;
 
 // A copy of 16 bytes that was asked for and may not have happened yet.
