@@ -170,8 +170,11 @@ func floats(t *testing.T, f *checkpoints.File, name string) []float32 {
 	return list
 }
 
-// TestGoldenArcEasy evaluates the base on ARC-Easy's test split item by item. LORA_BENCHMARKS names the folder that holds the
-// benchmark files.
+// itemsApart is how far apart the items are that TestGoldenArcEasy takes: all of them are minutes of a processor's time.
+const itemsApart = 24
+
+// TestGoldenArcEasy evaluates the base on ARC-Easy's test split item by item, on every 24th item, or on all with LORA_ITEMS=all. LORA_BENCHMARKS
+// names the folder that holds the benchmark files.
 func TestGoldenArcEasy(t *testing.T) {
 	path := smolPath(t)
 	dir := os.Getenv("LORA_BENCHMARKS")
@@ -185,6 +188,15 @@ func TestGoldenArcEasy(t *testing.T) {
 	want := goldenItems(t)
 	if len(want) != len(task.Items) {
 		t.Fatalf("%d items, golden has %d", len(task.Items), len(want))
+	}
+	if os.Getenv("LORA_ITEMS") != "all" {
+		var some []ItemResult
+		all := task.Items
+		task.Items = nil
+		for i := 0; i < len(all); i += itemsApart {
+			task.Items, some = append(task.Items, all[i]), append(some, want[i])
+		}
+		want = some
 	}
 	b := openBackend(t, cpu.Options{})
 	base, placed := placeBase(t, b, path, 512)
@@ -203,23 +215,24 @@ func TestGoldenArcEasy(t *testing.T) {
 			rightNorm++
 		}
 		if r.Gold != want[i].Gold {
-			t.Errorf("item %d: gold option %d, golden %d", i, r.Gold, want[i].Gold)
+			t.Errorf("item %d: gold option %d, golden %d", want[i].Item, r.Gold, want[i].Gold)
 		}
 		if r.Prediction == want[i].Prediction && r.PredictionNorm == want[i].PredictionNorm {
 			same++
 		}
 		for o, ll := range want[i].LogLikelihood {
 			if !(math.Abs(r.LogLikelihood[o]-ll) <= 1e-2) {
-				t.Errorf("item %d, option %d: log-likelihood %.4f, golden %.4f", i, o, r.LogLikelihood[o], ll)
+				t.Errorf("item %d, option %d: log-likelihood %.4f, golden %.4f", want[i].Item, o, r.LogLikelihood[o], ll)
 			}
 		}
 	}
-	if got := float64(same) / float64(len(want)); got < 0.995 {
-		t.Errorf("same predictions on %.2f %% of the items, at least 99.5 are wanted", 100*got)
+	others := max(1, len(want)/200) // half a percent, where two options are as likely
+	if len(want)-same > others {
+		t.Errorf("same predictions on %d of %d items, all but %d are wanted", same, len(want), others)
 	}
 	acc, _ := accuracy(right, len(want))
 	accNorm, _ := accuracy(rightNorm, len(want))
-	if math.Abs(score.Acc-acc) > 0.005 || math.Abs(score.AccNorm-accNorm) > 0.005 {
+	if most := (float64(others) + 0.5) / float64(len(want)); math.Abs(score.Acc-acc) > most || math.Abs(score.AccNorm-accNorm) > most {
 		t.Errorf("acc %.4f, acc_norm %.4f; golden %.4f, %.4f", score.Acc, score.AccNorm, acc, accNorm)
 	}
 	t.Logf("same predictions on %d of %d items; acc %.4f, acc_norm %.4f", same, len(want), score.Acc, score.AccNorm)
