@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -82,6 +83,15 @@ func (b *build) library(j job) (string, error) {
 	if _, err := os.Stat(out); err == nil {
 		return out, nil
 	}
+	// Test binaries of several packages run side by side. One compiles, the others wait for it.
+	unlock, err := lock(filepath.Join(b.folder, j.name+".lock"))
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	if _, err := os.Stat(out); err == nil {
+		return out, nil
+	}
 	temp, err := os.MkdirTemp(b.folder, j.name)
 	if err != nil {
 		return "", err
@@ -96,6 +106,22 @@ func (b *build) library(j job) (string, error) {
 	err = os.Rename(made, out)
 	removeStale(old)
 	return out, err
+}
+
+// lock holds a file that one process can hold at a time, or one caller in it. What dies gives it back.
+func lock(path string) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	for err = syscall.EINTR; errors.Is(err, syscall.EINTR); {
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX)
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return func() { f.Close() }, nil
 }
 
 // compile does not link with a flag -fsanitize: the compiler would add its own library of checks.

@@ -7,7 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"loratrain/kernels/cuda"
 )
@@ -231,5 +234,34 @@ func TestProfile(t *testing.T) {
 	})
 	if err != nil || len(took) != 2 || took[0].Name != "count_up" || took[1].Name != "divide" || took[0].Seconds <= 0 {
 		t.Errorf("%+v, %v", took, err)
+	}
+}
+
+// TestLock wants one holder at a time, also of those in one process.
+func TestLock(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	var holders, most atomic.Int32
+	var wait sync.WaitGroup
+	for range 8 {
+		wait.Go(func() {
+			unlock, err := lock(path)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if n := holders.Add(1); n > 1 {
+				most.Store(n)
+			}
+			time.Sleep(time.Millisecond)
+			holders.Add(-1)
+			unlock()
+		})
+	}
+	wait.Wait()
+	if n := most.Load(); n > 0 {
+		t.Errorf("%d hold the lock at once", n)
+	}
+	if _, err := lock(filepath.Join(t.TempDir(), "missing", "lock")); err == nil {
+		t.Error("a lock in a folder that is not there is held")
 	}
 }
