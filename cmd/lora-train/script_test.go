@@ -8,11 +8,13 @@ import (
 	"path/filepath"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
 func TestMain(m *testing.M) {
+	enough = time.Millisecond // the scripts' programs are this one
 	testscript.Main(m, map[string]func(){"lora-train": main})
 }
 
