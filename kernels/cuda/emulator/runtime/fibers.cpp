@@ -124,10 +124,21 @@ Fiber *Worker::next() {
     return queue[--queued];
 }
 
-void Worker::wait(State s) {
+// Lets the next thread run that can, or run see that there is none.
+void Worker::rest() {
     Fiber &f = self();
-    f.state = s;
-    emulated_switch(&f.stack, home);
+    Fiber *n = next();
+    if (n == &f) return;
+    if (n) {
+        running = n;
+        emulated_thread = &n->thread;
+    }
+    emulated_switch(&f.stack, n ? n->stack : home);
+}
+
+void Worker::wait(State s) {
+    self().state = s;
+    rest();
 }
 
 // Puts the running thread behind all others that can run.
@@ -137,7 +148,7 @@ void Worker::yield() {
     memmove(queue + 1, queue, (size_t)queued * sizeof *queue);
     queue[0] = &f;
     queued++;
-    emulated_switch(&f.stack, home);
+    rest();
 }
 
 void Worker::leave() {

@@ -123,6 +123,7 @@ class Worker {
     void clear_shared(const Launch &l);
     void check_shared();
     Fiber *next();
+    void rest();
     [[noreturn]] void stuck();
     static void start();
 
