@@ -40,6 +40,7 @@ constexpr int stream_phases = 5;
 struct StreamBlock {
     int first_part[stream_phases + 1]; // of each phase, and the end of the last
     int clear, clearers;               // of the blocks that clear sums, which one this is; 0 of 0: none
+    int share, sharers;                // the same of those that have weights of a layer, which share the work of making activations
 };
 
 struct StreamTarget {
@@ -161,7 +162,7 @@ __device__ inline void look_again() {}
 __device__ inline void give_up() { asm volatile("trap;"); }
 #endif
 
-// Adds v, or nothing and says so if it leaves no room for other sums, which makes the step's logits NaN.
+// Adds v, or nothing and says so if it leaves no room for other sums, which makes the logits of this step and of all that follow NaN.
 __device__ inline bool add_to_sum(long long *to, float v) {
     bool bad = !(fabsf(v) < 0x1p17f);
     add_relaxed(to, one_addition + __float2ll_rn(bad ? 0.f : v * 0x1p27f));
@@ -176,6 +177,13 @@ __device__ inline Said2 glance(const Said2 *p) {
 }
 __device__ inline void say(Said *p, float number, int when) {
     store_relaxed(p, (long long)((unsigned long long)__float_as_uint(number) | (unsigned long long)(unsigned)when << 32));
+}
+
+// Whether a mark is that of `when` or of what came soon behind it. Marks begin again at some time, see stream_logits.
+constexpr int most_marks = 3 << 28;
+__device__ inline bool since(int mark, int when) {
+    int behind = mark - when;
+    return (behind < 0 ? behind + most_marks : behind) < 1 << 28;
 }
 
 // Counts glances in vain: a step that hangs is a fault that is reported.

@@ -142,6 +142,11 @@ func (s *stream) prepare(shape streamShape) error {
 	if most := slices.Max(plan.adds[:plan.targets[streamHead].Panel]); most > streamAdditions {
 		return fmt.Errorf("%d blocks add to one sum, %d can", most, streamAdditions)
 	}
+	for _, x := range plan.targets {
+		if x.HiddenAdds > streamAdditions {
+			return fmt.Errorf("%d parts of x·A add to one sum, %d can", x.HiddenAdds, streamAdditions)
+		}
+	}
 	if err := s.divide(shape, plan); err != nil {
 		return err
 	}

@@ -168,7 +168,7 @@ func (p *planner) dealDown(phase, n int, edge func(int) int) {
 					}
 					p.give(least, phase, streamRun{runDown, int32(t), int32(group), int32(c * streamCols), int32(count)}, count*2048)
 					if group == 0 {
-						p.plan.targets[t].HiddenAdds += streamWarps // each has some of the columns
+						p.plan.targets[t].HiddenAdds += int32(count) // each warp has 64 of the columns
 					}
 				}
 			}
@@ -279,18 +279,21 @@ func (p *planner) order(phase int) {
 }
 
 // collect lays the blocks' work end to end as parts, names who keeps what of the residual stream, counts what is added to each panel, and names
-// those who clear sums: what they add next must be what others wait for.
+// those who clear sums and those who share the making of activations: what they add next must be what others wait for, whatever experts are in use.
 func (p *planner) collect() {
-	var clearers []int
+	var clearers, sharers []int
 	kept := [streamPhases]map[int]bool{}
 	for b := range p.blocks {
 		runs, parts, block := len(p.plan.runs), len(p.plan.parts), &p.plan.blocks[b]
 		for phase := range streamPhases {
 			block.FirstPart[phase] = int32(len(p.plan.parts))
 			p.collectPhase(b, phase, &kept[phase])
-			if phase == intoMLP && len(p.work[b][phase]) > 0 {
+			if phase == intoMLP && hasWeights(p.work[b][phase]) {
 				clearers = append(clearers, b)
 			}
+		}
+		if slices.ContainsFunc(p.work[b][:intoLogits], hasWeights) {
+			sharers = append(sharers, b)
 		}
 		block.FirstPart[streamPhases] = int32(len(p.plan.parts))
 		p.plan.longest, p.plan.most = max(p.plan.longest, len(p.plan.runs)-runs), max(p.plan.most, len(p.plan.parts)-parts)
@@ -303,6 +306,14 @@ func (p *planner) collect() {
 	for i, b := range clearers {
 		p.plan.blocks[b].Clear, p.plan.blocks[b].Clearers = int32(i), int32(len(clearers))
 	}
+	for i, b := range sharers {
+		p.plan.blocks[b].Share, p.plan.blocks[b].Sharers = int32(i), int32(len(sharers))
+	}
+}
+
+// hasWeights says whether there are other runs than those of A, which may be of experts that a step does not use.
+func hasWeights(work []streamRun) bool {
+	return slices.ContainsFunc(work, func(r streamRun) bool { return r.Kind != runDown })
 }
 
 // collectPhase is collect of a block's runs in a phase.

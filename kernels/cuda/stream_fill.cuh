@@ -35,21 +35,22 @@ template <bool SHARED, int DIM> struct StreamFill : StreamWarp {
     }
 
     // The same, load(s, c, v) and store(s, c, v), of this warp's share of all blocks' pairs, but those of skipped sequences: it has slices of some columns of
-    // a sequence each, of `slices` in a sequence, and end(s, slice) behind each. It reads `together` pairs at once.
+    // a sequence each, of `slices` in a sequence, and end(s, slice) behind each. It reads `together` pairs at once. Returns whether there were any.
     template <class T, int together, class L, class S, class E>
-    __device__ void each_shared(int width, int slices, int columns, L load, S store, E end) const {
-        int n = slices * step.top;
+    __device__ bool each_shared(int width, int slices, int columns, L load, S store, E end) const {
+        int n = slices * step.top, sharers = step.block.sharers * stream_warps;
+        bool any = false;
         // Slices of all sequences are counted. A warp has 64 columns at a time, from c on.
-        for (int i = blockIdx.x + gridDim.x * warp, c = 0; i < n;) {
+        for (int i = step.block.share + step.block.sharers * warp, c = 0; i < n;) {
             int s[together], slice[together], at[together];
             bool live[together], over[together];
 #pragma unroll
             for (int j = 0; j < together; j++) {
                 slice[j] = step.top == 1 ? i : (int)((unsigned long long)i * step.per_top >> 32), s[j] = i - slice[j] * step.top;
                 at[j] = slice[j] * columns + c + 2 * lane;
-                live[j] = i < n && step.pos[s[j]] >= 0;
+                any |= live[j] = i < n && step.pos[s[j]] >= 0;
                 over[j] = (c += 64) >= min(columns, width - slice[j] * columns);
-                if (over[j]) c = 0, i += gridDim.x * stream_warps;
+                if (over[j]) c = 0, i += sharers;
             }
             T v[together];
             Patience patience;
@@ -70,6 +71,7 @@ template <bool SHARED, int DIM> struct StreamFill : StreamWarp {
                 }
         }
         __syncwarp();
+        return any;
     }
 
     // Where all find what a phase of layer l multiplies with, rows of its columns: a word of two is 0 until it is there, and its complement then.
@@ -127,8 +129,8 @@ template <bool SHARED, int DIM> struct StreamFill : StreamWarp {
     };
     // The residual stream before a phase of layer l, times its norm's weight: the embedding or the sums of the linear layer before, to which it has
     // been added. It is added, with its bias, to the sums of the linear layer that comes next, and others are told the sums of its squares: by whoever
-    // makes it for all, or by one block of those that make a slice for themselves.
-    __device__ void fill_stream(int phase, int l, const StreamPart &part) {
+    // makes it for all, or by one block of those that make a slice for themselves. Returns whether this warp has seen any sums.
+    __device__ bool fill_stream(int phase, int l, const StreamPart &part) {
         const StreamLayer &layer = step.layer[l & 1]; // none behind the last
         const float *norm = phase == into_logits ? m.norm : phase == into_mlp ? layer.post_norm : layer.input_norm;
         const StreamTarget &before = m.target[phase == into_mlp ? stream_o_proj : stream_down_proj];
@@ -141,7 +143,7 @@ template <bool SHARED, int DIM> struct StreamFill : StreamWarp {
         bool kept = shared || part.keep_slice >= 0;
         unsigned *to = words(phase, l);
         float square = 0;
-        bool overflow = false;
+        bool overflow = false, any = true;
         auto load = [&](int s, int c, Pair &v) {
             v.norm = *(const float2 *)(norm + c), v.embedding = make_float2(0, 0);
             if (embedded) {
@@ -163,7 +165,7 @@ template <bool SHARED, int DIM> struct StreamFill : StreamWarp {
             put(part, to, m.width, s, c, y.x * v.norm.x, y.y * v.norm.y);
         };
         if constexpr (shared) {
-            each_shared<Pair, 2>(m.width, m.slices, m.slice_width, load, store, [&](int s, int slice) {
+            any = each_shared<Pair, 2>(m.width, m.slices, m.slice_width, load, store, [&](int s, int slice) {
                 float sum = warp_sum(square);
                 square = 0;
                 if (lane == 0) say(squares + slice * stream_sequences + s, sum, when(l));
@@ -180,6 +182,7 @@ template <bool SHARED, int DIM> struct StreamFill : StreamWarp {
             }
         }
         if (overflow) *m.bad = 1;
+        return any;
     }
 
     // Attention's output: its parts, each times its share of the softmax. What is in one part has been made already if blocks share the work.
@@ -245,7 +248,7 @@ template <bool SHARED, int DIM> struct StreamFill : StreamWarp {
             if (!v.has_up()) v.up = glance((const longlong2 *)(sums + u.sums_at + (long long)s * u.stride + c));
         };
         auto store = [&](int s, int c, const GateUp &v) {
-            barrier_wait(normed + 1, l & 1); // not where there is nothing to do, which nobody waits for
+            barrier_wait(normed + 1, l & 1); // here, for warps without anything to do may be behind
             float rstd = factor[s];
             float a[2] = {rstd * sum_of(v.gate.x, v.gates), rstd * sum_of(v.gate.y, v.gates)};
             float b[2] = {rstd * sum_of(v.up.x, v.ups), rstd * sum_of(v.up.y, v.ups)};
@@ -263,13 +266,14 @@ template <bool SHARED, int DIM> struct StreamFill : StreamWarp {
             each_pair<GateUp>(part, load, store);
     }
 
-    // Makes what a phase multiplies with, for a part or, if blocks share the work, this block's share.
-    __device__ void fill(int phase, int l, const StreamPart &part) {
+    // Makes what a phase multiplies with, for a part or, if blocks share the work, this block's share. Returns whether this warp has seen sums of the
+    // residual stream.
+    __device__ bool fill(int phase, int l, const StreamPart &part) {
+        if (phase != out_of_attention && phase != out_of_mlp) return fill_stream(phase, l, part);
         if (phase == out_of_attention)
             fill_attended(l, part);
-        else if (phase == out_of_mlp)
-            fill_mlp(l, part);
         else
-            fill_stream(phase, l, part);
+            fill_mlp(l, part);
+        return false;
     }
 };

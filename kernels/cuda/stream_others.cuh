@@ -128,8 +128,11 @@ struct StreamClearer : StreamWarp {
     }
 };
 
-// Finds the factors of the norms before attention and before the MLP, when the squares of all slices are there. A lane has a sequence.
-struct StreamNormer : StreamWarp {
+// Finds the factors of the norms before attention and before the MLP, when the squares of all slices are there. A lane has a sequence. In a block
+// that nobody waits for, others may already be at a later layer: then what it finds is of no use to anybody, but it must not wait for ever.
+template <bool SHARED> struct StreamNormer : StreamWarp {
+    static constexpr int together = SHARED ? 16 : 4; // slices that are looked at at once
+
     __device__ void norm_all() const {
 #pragma unroll 1
         for (int i = 0; i < 2 * m.layers; i++) {
@@ -142,10 +145,10 @@ struct StreamNormer : StreamWarp {
                 Patience patience;
                 for (bool ready = false; !ready; patience.wait()) {
                     ready = true, sum = 0;
-#pragma unroll 4
+#pragma unroll together
                     for (int j = 0; j < m.slices; j++) {
                         Said v = glance(squares + j * stream_sequences + s);
-                        ready &= v.when == when(l), sum += v.number;
+                        ready &= since(v.when, when(l)), sum += v.number;
                     }
                 }
                 step.rstd[mlp][l & 1][s] = rsqrtf(sum / m.width + m.eps);

@@ -75,6 +75,7 @@ type streamPart struct {
 type streamBlock struct {
 	FirstPart       [streamPhases + 1]int32
 	Clear, Clearers int32
+	Share, Sharers  int32
 }
 
 type streamTarget struct {

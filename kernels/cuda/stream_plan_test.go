@@ -13,6 +13,7 @@ var streamShapes = map[string]streamShape{
 	"llama2-7b experts": {width: 4096, mlp: 11008, vocab: 32000, heads: kernels.Heads{Query: 32, KV: 32, Dim: 128}, blocks: 132, sequences: 1, experts: 8, rank: 8, chosen: 2},
 	"llama2-7b batch":   {width: 4096, mlp: 11008, vocab: 32000, heads: kernels.Heads{Query: 32, KV: 32, Dim: 128}, blocks: 132, sequences: 16, experts: 8, rank: 8, chosen: 2},
 	"llama3-8b":         {width: 4096, mlp: 14336, vocab: 128256, heads: kernels.Heads{Query: 32, KV: 8, Dim: 128}, blocks: 114, sequences: 64, experts: 4, rank: 16, chosen: 2},
+	"qwen2.5-32b batch": {width: 5120, mlp: 27648, vocab: 152064, heads: kernels.Heads{Query: 40, KV: 8, Dim: 128}, blocks: 132, sequences: 64, experts: 8, rank: 8, chosen: 2},
 	"smollm2-135m":      {width: 576, mlp: 1536, vocab: 49152, heads: kernels.Heads{Query: 9, KV: 3, Dim: 64}, blocks: 132, sequences: 1, experts: 8, rank: 8, chosen: 2},
 	"tiny":              {width: 64, mlp: 64, vocab: 130, heads: kernels.Heads{Query: 1, KV: 1, Dim: 64}, blocks: 132, sequences: 3, experts: 4, rank: 8, chosen: 2},
 	"few blocks":        {width: 256, mlp: 384, vocab: 256, heads: kernels.Heads{Query: 2, KV: 2, Dim: 128}, blocks: 3, sequences: 16, experts: 64, rank: 8, chosen: 2},
@@ -69,7 +70,7 @@ func checkStreamPlan(t *testing.T, s streamShape, p *streamPlan) {
 					}
 				}
 				if r.Kind == runDown && r.Row == 0 {
-					downs[r.Target] += streamWarps
+					downs[r.Target] += r.Count
 				}
 				switch {
 				case phase == intoLogits:
@@ -120,9 +121,24 @@ func checkStreamPlan(t *testing.T, s streamShape, p *streamPlan) {
 		t.Errorf("blocks copy %d to %d bytes for a layer, %d on average", slices.Min(bytes), most, average)
 	}
 	for target := range kernels.Targets {
+		if n := p.targets[target].HiddenAdds; n > streamAdditions {
+			t.Errorf("target %d: %d numbers are added to x·A, %d can be counted", target, n, streamAdditions)
+		}
 		if got, want := downs[int32(target)], p.targets[target].HiddenAdds; !s.local() && got != want {
 			t.Errorf("target %d: %d numbers are added to x·A, %d are waited for", target, got, want)
 		}
+	}
+	clearers, sharers := int32(0), int32(0)
+	for b, x := range p.blocks {
+		layer := slices.Max(load[b][:intoLogits])
+		// Others would not wait for blocks without weights, whose experts may not be in use.
+		if (load[b][intoMLP] > 0) != (x.Clearers > 0) || (layer > 0) != (x.Sharers > 0) {
+			t.Errorf("block %d has %v stages of weights and is one of %d that clear, one of %d that share work", b, load[b], x.Clearers, x.Sharers)
+		}
+		if x.Clearers > 0 && x.Clear != clearers || x.Sharers > 0 && x.Share != sharers {
+			t.Errorf("block %d is number %d of those that clear and %d of those that share work, not %d and %d", b, x.Clear, x.Share, clearers, sharers)
+		}
+		clearers, sharers = clearers+min(1, x.Clearers), sharers+min(1, x.Sharers)
 	}
 	for phase := range streamPhases {
 		least, most := load[0][phase], 0

@@ -19,7 +19,8 @@
 // and here the products.
 //
 // Why no more than three slots are needed: a sum of a layer's last projection is complete only if all blocks have read all that they need of the
-// layer's projections into the MLP, and so have added all their products of earlier phases.
+// layer's projections into the MLP, and so have added all their products of earlier phases. Who reads a slot must know that it has been cleared, see
+// wait_for. Blocks that nobody waits for, which have nothing to do in a phase or in a step, must not wait for what others may have left behind.
 #include "stream_attention.cuh"
 #include "stream_others.cuh"
 
@@ -123,6 +124,7 @@ template <int SEQUENCES, int DIM, bool LOCAL> struct Stream : StreamAttention<(S
                     release();
                 }
             }
+            if (down && warp >= r.count) continue; // it has none of these columns
             int row = down ? 16 * r.row : r.row + 16 * warp;
             add(d, sums + (down ? t.hidden_at : t.sums_at), row, down ? ranks : t.rows, down ? m.most_ranks : t.stride);
         }
@@ -213,37 +215,79 @@ template <int SEQUENCES, int DIM, bool LOCAL> struct Stream : StreamAttention<(S
         }
     }
 
-    // One loop over all phases: the code of a step must stay in the cache for instructions.
+    // Waits until a layer is over: then all sums of the one before it, and all words, have been cleared since they were used last, for whoever is to clear
+    // them does it before he adds his products into the MLP.
+    __device__ void wait_for(int layer) const {
+        if (layer < 0) return; // the step before is over
+        const StreamTarget &t = m.target[stream_down_proj];
+        if (lane == 0) this->complete(slot(layer) + t.sums_at + (long long)(step.top - 1) * t.stride, this->adds(t, 0));
+        __syncwarp();
+    }
+    // The same of the last layer but one, for a block that has nothing to do in any layer: sums may be of any by now, but not this mark.
+    __device__ void wait_for_last() const {
+        Patience patience;
+        if (lane == 0)
+            while (glance(m.squares_mlp + step.top - 1).when != this->when(m.layers - 1)) patience.wait();
+        __syncwarp();
+    }
+    // Whether a part has something to do in this step: parts of A alone may be of experts that are not in use.
+    __device__ bool used(const StreamPart &part) const {
+        const StreamRun *first = runs + part.first_run;
+        return LOCAL || first[part.runs - 1].kind != stream_down || 16 * first->row < step.active * m.rank;
+    }
+
+    // One loop over all phases: the code of a step must stay in the cache for instructions. known is the layer of which this warp knows that the one before
+    // it is over. It knows if it has seen the residual stream before the layer; a sequence alone, if it has seen anything of the layer but the MLP's sums.
     __device__ void multiply_all() {
         fetch_layer(0);
         if (LOCAL && threadIdx.x < stream_local_ranks) step.gates[threadIdx.x] = (int)threadIdx.x < step.active * m.rank ? gate_of(0, threadIdx.x) : 0.f;
         meet();
+        int known = 0;
 #pragma unroll 1
         for (int i = 0; i <= 4 * m.layers; i++) {
             int l = i / 4, phase = i == 4 * m.layers ? into_logits : i % 4;
             int first = step.block.first_part[phase], end = step.block.first_part[phase + 1];
             int width = phase == out_of_mlp ? m.target[stream_gate_proj].rows : phase == out_of_attention ? m.heads * DIM : m.width;
             unsigned ready = 0;
-            if (threadIdx.x == 0) *(volatile int *)&step.filling = 1;
-            if constexpr (shared) fill(phase, l, {});
+            if constexpr (shared) {
+                if (phase == into_attention) meet(); // the layer has been fetched
+                if (step.block.sharers) {
+                    fills(true);
+                    bool seen = fill(phase, l, {});
+                    if (phase == into_attention || phase == into_logits) {
+                        if (!seen) wait_for(l - 1);
+                        known = l;
+                    }
+                }
+            }
+            if (phase == into_logits && !step.block.sharers) wait_for_last();
 #pragma unroll 1
             for (int k = first; k < end; k++) {
                 const StreamPart &part = parts[k];
+                if (!used(part)) continue;
+                if (known != l && (shared || phase == out_of_mlp)) wait_for(l - 1);
+                known = l;
                 meet(); // x is free
                 if constexpr (shared)
                     read_words(part, words(phase, l), width);
                 else
                     fill(phase, l, part);
+                // Those who see these sums may use what this block has cleared.
+                if (phase == into_mlp && step.block.clearers) barrier_wait(cleared, l & 1);
                 meet();
-                if (threadIdx.x == 0) *(volatile int *)&step.filling = 0;
-                if (phase == into_mlp && k == first) barrier_wait(cleared, l & 1); // those who see these sums may use what this block has cleared
+                fills(false);
                 run_all(part, phase == into_logits ? m.logits : slot(l), ready);
             }
+            fills(false);
             if (phase != into_attention) continue;
             this->attend(l);
             meet(); // nobody uses the layer before any more
             if (l + 1 < m.layers) fetch_layer(l + 1);
         }
+    }
+    // Tells the copying warp whether this block waits for what others tell.
+    __device__ void fills(bool yes) const {
+        if (shared && threadIdx.x == 0) *(volatile int *)&step.filling = yes;
     }
     __device__ void fetch_layer(int l) const {
         const long long *from = (const long long *)(m.layer + l);
@@ -283,7 +327,7 @@ template <int SEQUENCES, int DIM, bool LOCAL> __device__ void stream(const Strea
     fewer_registers<stream_other_registers>();
     if (me.warp == stream_warps) StreamCopier<DIM>{me}.copy_all();
     if (me.warp == stream_warps + 1) StreamClearer{me}.clear_all();
-    if (me.warp == stream_warps + 2) StreamNormer{me}.norm_all();
+    if (me.warp == stream_warps + 2) StreamNormer<(SEQUENCES > 1)>{me}.norm_all();
 }
 
 #define STREAM(NAME, SEQUENCES, DIM, LOCAL)                                                                                        \
@@ -301,7 +345,7 @@ extern "C" __global__ void stream_logits(float *logits, long long *sums, const S
     if (threadIdx.x == 0 && blockIdx.x == 0 && blockIdx.y == 0) {
         bool any = false;
         for (int s = 0; s < (int)gridDim.y; s++) any |= pos[s] >= 0;
-        if (any) *turn = (*turn + layers) % (3 << 28); // of three slots, so that it may begin again
+        if (any) *turn = (*turn + layers) % most_marks; // a multiple of three slots
     }
     int s = blockIdx.y, i = 4 * (blockIdx.x * blockDim.x + threadIdx.x);
     if (pos[s] < 0 || i >= vocab) return;

@@ -9,7 +9,7 @@ import (
 	"loratrain/kernels/kernelstest"
 )
 
-// TestStream runs the suite's decoding steps through stream_sm90.cu, as two blocks that wait for each other.
+// TestStream runs the suite's decoding steps through stream_sm90.cu, as blocks that wait for each other.
 func TestStream(t *testing.T) {
 	for name, order := range map[string]emulator.Order{"forward": emulator.Forward, "backward": emulator.Backward, "random": 7} {
 		t.Run(name, func(t *testing.T) {
