@@ -60,6 +60,13 @@ var stepCases = []stepCase{
 	{name: "seventeen sequences", layers: 2, width: 576, mlp: 704, vocab: 64, heads: kernels.Heads{Query: 9, KV: 3, Dim: 64}, experts: 4, rank: 8, chosen: 2, from: []int{0, 1, 2, 3, -1, 0, 1, 2, 3, 4, 0, 1, 2, -1, 3, 2, 1}, steps: 2, positions: 8},
 	{name: "one sequence, rows of A by sixteens", layers: 2, width: 192, mlp: 256, vocab: 128, heads: kernels.Heads{Query: 8, KV: 1, Dim: 64}, experts: 4, rank: 16, chosen: 2, from: []int{64}, steps: 2, positions: 70},
 	{name: "one sequence, high ranks", layers: 2, width: 256, mlp: 192, vocab: 130, heads: kernels.Heads{Query: 3, KV: 3, Dim: 128}, experts: 5, rank: 24, chosen: 2, from: []int{129}, steps: 2, positions: 140},
+	{name: "eight heads to one, shares of keys", layers: 2, width: 128, mlp: 128, vocab: 64, heads: kernels.Heads{Query: 8, KV: 1, Dim: 128}, from: []int{500}, steps: 2, positions: 512},
+	{name: "two sequences, shares of keys", layers: 3, width: 128, mlp: 192, vocab: 64, heads: kernels.Heads{Query: 8, KV: 1, Dim: 128}, window: 300, norms: true, bias: true, from: []int{500, 70}, rests: [][]int{{1}, {0}, nil}, steps: 4, positions: 512},
+	{name: "unlike lengths", layers: 2, width: 128, mlp: 128, vocab: 130, heads: kernels.Heads{Query: 14, KV: 2, Dim: 64}, from: []int{0, 300, 64, 1, 129, 200, 0, 0, 310, 70}, steps: 2, positions: 320},
+	{name: "work for few", layers: 5, width: 64, mlp: 64, vocab: 64, heads: kernels.Heads{Query: 1, KV: 1, Dim: 64}, from: []int{0}, steps: 3, positions: 8},
+	{name: "work for few, two sequences", layers: 5, width: 64, mlp: 64, vocab: 64, heads: kernels.Heads{Query: 1, KV: 1, Dim: 64}, experts: 8, rank: 16, chosen: 2, from: []int{0, 3}, rests: [][]int{{0}, {1}}, steps: 3, positions: 8},
+	{name: "one layer", layers: 1, width: 128, mlp: 128, vocab: 64, heads: kernels.Heads{Query: 2, KV: 1, Dim: 64}, experts: 4, rank: 48, chosen: 1, from: []int{0, 3}, rests: [][]int{{0}, {1}, {0, 1}, nil}, steps: 7, positions: 12},
+	{name: "sixteen sequences", layers: 2, width: 192, mlp: 256, vocab: 130, heads: kernels.Heads{Query: 4, KV: 2, Dim: 128}, experts: 5, rank: 24, chosen: 1, from: []int{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 63, 64, 65, 1, 60}, rests: [][]int{{0, 1}, {0, 15}}, steps: 2, positions: 70},
 }
 
 // testDecodingStep compares whole decoding steps with the same made of the reference's operations. A backend that has none for the smallest model

@@ -90,7 +90,7 @@ func (d *Device) Unused() []string {
 }
 
 // blocksAtATime is the workers of runtime.
-const blocksAtATime = 2
+const blocksAtATime = 4
 
 // Info implements [cuda.Device]. The number of multiprocessors is odd on purpose, and the card is none that has kernels of its own; but for Hopper
 // it is that of blocks that can wait for each other.

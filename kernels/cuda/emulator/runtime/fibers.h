@@ -150,6 +150,6 @@ uint64_t shuffled(uint64_t &state);
 // Runs job on at most so many workers at once; false, with the message of the first that failed, upon which stop becomes true.
 typedef std::function<void(Worker &, const std::atomic<bool> &stop)> Job;
 bool on_workers(int count, const Job &job, char *message, uintptr_t *fault);
-constexpr int all_workers = 2;
+constexpr int all_workers = 4;
 
 }  // namespace emulated
