@@ -4,6 +4,7 @@ package emulator
 
 import (
 	"math"
+	"slices"
 	"strings"
 	"testing"
 
@@ -71,10 +72,11 @@ func TestBoxes(t *testing.T) {
 func TestBlocksTogether(t *testing.T) {
 	for _, order := range orders {
 		d, _ := openHopper(t, order)
-		y := alloc(t, d, 8)
-		d.Clear(y, 8)
-		d.Launch("together", cuda.Launch{Grid: [3]int{d.Info().Multiprocessors}}, y)
-		equal(t, "what blocks said", get[int32](t, d, y, 2), []int32{1, 1})
+		n := d.Info().Multiprocessors
+		y := alloc(t, d, 4*n)
+		d.Clear(y, 4*n)
+		d.Launch("together", cuda.Launch{Grid: [3]int{n}}, y)
+		equal(t, "what blocks said", get[int32](t, d, y, n), slices.Repeat([]int32{1}, n))
 		d.Launch("some", cuda.Launch{Block: [3]int{96}, Shared: 16}, y, int32(64))
 		equal(t, "behind a barrier of two warps", get[float32](t, d, y, 1), []float32{1})
 	}

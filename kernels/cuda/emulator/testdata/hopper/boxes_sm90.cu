@@ -42,9 +42,10 @@ extern "C" __global__ void some(float *y, int threads) {
 }
 KERNEL(some)
 
-// Each block says that it is there and waits for the other.
+// Each block says that it is there and waits for all others.
 extern "C" __global__ void together(int *said) {
     __atomic_store_n(said + blockIdx.x, 1, __ATOMIC_RELEASE);
-    while (!__atomic_load_n(said + (1 - blockIdx.x), __ATOMIC_ACQUIRE)) emulated_yield();
+    for (int i = 0; i < (int)gridDim.x; i++)
+        while (!__atomic_load_n(said + i, __ATOMIC_ACQUIRE)) emulated_yield();
 }
 KERNEL(together)
