@@ -179,12 +179,8 @@ __device__ inline void say(Said *p, float number, int when) {
     store_relaxed(p, (long long)((unsigned long long)__float_as_uint(number) | (unsigned long long)(unsigned)when << 32));
 }
 
-// Whether a mark is that of `when` or of what came soon behind it. Marks begin again at some time, see stream_logits.
-constexpr int most_marks = 3 << 28;
-__device__ inline bool since(int mark, int when) {
-    int behind = mark - when;
-    return (behind < 0 ? behind + most_marks : behind) < 1 << 28;
-}
+// Whether a mark is `when` or one of the others of so many layers.
+__device__ inline bool since(int mark, int when, int layers) { return (unsigned)(mark - when) < (unsigned)layers; }
 
 // Counts glances in vain: a step that hangs is a fault that is reported.
 struct Patience {

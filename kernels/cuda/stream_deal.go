@@ -327,7 +327,8 @@ func (p *planner) collectPhase(block, phase int, kept *map[int]bool) {
 		if slice := p.sliceOf(phase, r); slice != before {
 			first, end := stages*slice/n, stages*(slice+1)/n
 			x := streamPart{FirstRun: int32(len(p.plan.runs)), FirstColumn: int32(first * streamCols), Columns: int32((end - first) * streamCols), KeepSlice: -1}
-			if !(*kept)[slice] {
+			weights := slices.ContainsFunc(p.work[block][phase], func(r streamRun) bool { return r.Kind != runDown && p.sliceOf(phase, r) == slice })
+			if weights && !(*kept)[slice] { // A alone may be of experts that are not in use
 				(*kept)[slice], x.KeepSlice = true, int32(slice)
 			}
 			p.plan.parts = append(p.plan.parts, x)

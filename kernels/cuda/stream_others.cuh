@@ -148,7 +148,7 @@ template <bool SHARED> struct StreamNormer : StreamWarp {
 #pragma unroll together
                     for (int j = 0; j < m.slices; j++) {
                         Said v = glance(squares + j * stream_sequences + s);
-                        ready &= since(v.when, when(l)), sum += v.number;
+                        ready &= since(v.when, when(l), m.layers - l), sum += v.number;
                     }
                 }
                 step.rstd[mlp][l & 1][s] = rsqrtf(sum / m.width + m.eps);

@@ -9,14 +9,15 @@ import (
 
 // streamShapes are models whose schedules are tested.
 var streamShapes = map[string]streamShape{
-	"llama2-7b":         {width: 4096, mlp: 11008, vocab: 32000, heads: kernels.Heads{Query: 32, KV: 32, Dim: 128}, blocks: 132, sequences: 1},
-	"llama2-7b experts": {width: 4096, mlp: 11008, vocab: 32000, heads: kernels.Heads{Query: 32, KV: 32, Dim: 128}, blocks: 132, sequences: 1, experts: 8, rank: 8, chosen: 2},
-	"llama2-7b batch":   {width: 4096, mlp: 11008, vocab: 32000, heads: kernels.Heads{Query: 32, KV: 32, Dim: 128}, blocks: 132, sequences: 16, experts: 8, rank: 8, chosen: 2},
-	"llama3-8b":         {width: 4096, mlp: 14336, vocab: 128256, heads: kernels.Heads{Query: 32, KV: 8, Dim: 128}, blocks: 114, sequences: 64, experts: 4, rank: 16, chosen: 2},
-	"qwen2.5-32b batch": {width: 5120, mlp: 27648, vocab: 152064, heads: kernels.Heads{Query: 40, KV: 8, Dim: 128}, blocks: 132, sequences: 64, experts: 8, rank: 8, chosen: 2},
-	"smollm2-135m":      {width: 576, mlp: 1536, vocab: 49152, heads: kernels.Heads{Query: 9, KV: 3, Dim: 64}, blocks: 132, sequences: 1, experts: 8, rank: 8, chosen: 2},
-	"tiny":              {width: 64, mlp: 64, vocab: 130, heads: kernels.Heads{Query: 1, KV: 1, Dim: 64}, blocks: 132, sequences: 3, experts: 4, rank: 8, chosen: 2},
-	"few blocks":        {width: 256, mlp: 384, vocab: 256, heads: kernels.Heads{Query: 2, KV: 2, Dim: 128}, blocks: 3, sequences: 16, experts: 64, rank: 8, chosen: 2},
+	"llama2-7b":                  {width: 4096, mlp: 11008, vocab: 32000, heads: kernels.Heads{Query: 32, KV: 32, Dim: 128}, blocks: 132, sequences: 1},
+	"llama2-7b experts":          {width: 4096, mlp: 11008, vocab: 32000, heads: kernels.Heads{Query: 32, KV: 32, Dim: 128}, blocks: 132, sequences: 1, experts: 8, rank: 8, chosen: 2},
+	"llama2-7b batch":            {width: 4096, mlp: 11008, vocab: 32000, heads: kernels.Heads{Query: 32, KV: 32, Dim: 128}, blocks: 132, sequences: 16, experts: 8, rank: 8, chosen: 2},
+	"llama3-8b":                  {width: 4096, mlp: 14336, vocab: 128256, heads: kernels.Heads{Query: 32, KV: 8, Dim: 128}, blocks: 114, sequences: 64, experts: 4, rank: 16, chosen: 2},
+	"qwen2.5-32b batch":          {width: 5120, mlp: 27648, vocab: 152064, heads: kernels.Heads{Query: 40, KV: 8, Dim: 128}, blocks: 132, sequences: 64, experts: 8, rank: 8, chosen: 2},
+	"qwen2.5-1.5b of high ranks": {width: 1536, mlp: 8960, vocab: 151936, heads: kernels.Heads{Query: 12, KV: 2, Dim: 128}, blocks: 132, sequences: 1, experts: 8, rank: 64, chosen: 2},
+	"smollm2-135m":               {width: 576, mlp: 1536, vocab: 49152, heads: kernels.Heads{Query: 9, KV: 3, Dim: 64}, blocks: 132, sequences: 1, experts: 8, rank: 8, chosen: 2},
+	"tiny":                       {width: 64, mlp: 64, vocab: 130, heads: kernels.Heads{Query: 1, KV: 1, Dim: 64}, blocks: 132, sequences: 3, experts: 4, rank: 8, chosen: 2},
+	"few blocks":                 {width: 256, mlp: 384, vocab: 256, heads: kernels.Heads{Query: 2, KV: 2, Dim: 128}, blocks: 3, sequences: 16, experts: 64, rank: 8, chosen: 2},
 }
 
 func TestStreamPlan(t *testing.T) {
@@ -42,6 +43,9 @@ func checkStreamPlan(t *testing.T, s streamShape, p *streamPlan) {
 				all := p.runs[part.FirstRun : part.FirstRun+part.Runs]
 				if part.KeepSlice >= 0 {
 					keeps[[2]int32{int32(phase), part.KeepSlice}]++
+					if !hasWeights(all) {
+						t.Errorf("block %d is to keep slice %d of phase %d, where it has %v", b, part.KeepSlice, phase, all)
+					}
 				}
 				if last := all[len(all)-1]; s.sequences <= 8 && !s.local() && last.Kind == runWeightsAndUp && last.Count >= 2*streamUpBehind {
 					t.Errorf("block %d ends phase %d with %+v, which waits for A", b, phase, last)

@@ -20,7 +20,7 @@
 //
 // Why no more than three slots are needed: a sum of a layer's last projection is complete only if all blocks have read all that they need of the
 // layer's projections into the MLP, and so have added all their products of earlier phases. Who reads a slot must know that it has been cleared, see
-// wait_for. Blocks that nobody waits for, which have nothing to do in a phase or in a step, must not wait for what others may have left behind.
+// wait_for. Blocks that nobody waits for, which have nothing to do in a phase or in a step, may find others to be layers ahead.
 #include "stream_attention.cuh"
 #include "stream_others.cuh"
 
@@ -215,15 +215,16 @@ template <int SEQUENCES, int DIM, bool LOCAL> struct Stream : StreamAttention<(S
         }
     }
 
-    // Waits until a layer is over: then all sums of the one before it, and all words, have been cleared since they were used last, for whoever is to clear
-    // them does it before he adds his products into the MLP.
+    // Waits until the layer before one is over, which who says the squares before its attention has seen. Then all sums and words of a slot that are
+    // used now have been cleared since they were used last: whoever is to clear them does it before he adds his products into the MLP. Others may be
+    // at a later layer by now, for nobody need wait for this block yet.
     __device__ void wait_for(int layer) const {
-        if (layer < 0) return; // the step before is over
-        const StreamTarget &t = m.target[stream_down_proj];
-        if (lane == 0) this->complete(slot(layer) + t.sums_at + (long long)(step.top - 1) * t.stride, this->adds(t, 0));
+        Patience patience;
+        if (lane == 0)
+            while (!since(glance(m.squares + step.top - 1).when, this->when(layer), m.layers - layer)) patience.wait();
         __syncwarp();
     }
-    // The same of the last layer but one, for a block that has nothing to do in any layer: sums may be of any by now, but not this mark.
+    // The same of the last layer, for a block that has nothing to do in any.
     __device__ void wait_for_last() const {
         Patience patience;
         if (lane == 0)
@@ -236,8 +237,9 @@ template <int SEQUENCES, int DIM, bool LOCAL> struct Stream : StreamAttention<(S
         return LOCAL || first[part.runs - 1].kind != stream_down || 16 * first->row < step.active * m.rank;
     }
 
-    // One loop over all phases: the code of a step must stay in the cache for instructions. known is the layer of which this warp knows that the one before
+    // One loop over all phases: the code of a step must stay in the cache for instructions. known is the layer of which this block knows that the one before
     // it is over. It knows if it has seen the residual stream before the layer; a sequence alone, if it has seen anything of the layer but the MLP's sums.
+    // For the logits it is enough that the last layer but one is over.
     __device__ void multiply_all() {
         fetch_layer(0);
         if (LOCAL && threadIdx.x < stream_local_ranks) step.gates[threadIdx.x] = (int)threadIdx.x < step.active * m.rank ? gate_of(0, threadIdx.x) : 0.f;
@@ -254,18 +256,17 @@ template <int SEQUENCES, int DIM, bool LOCAL> struct Stream : StreamAttention<(S
                 if (step.block.sharers) {
                     fills(true);
                     bool seen = fill(phase, l, {});
-                    if (phase == into_attention || phase == into_logits) {
-                        if (!seen) wait_for(l - 1);
-                        known = l;
-                    }
+                    // One warp is enough: all meet before they use it.
+                    if (phase == into_attention && l > 0 && warp == stream_warps - 1 && !seen) wait_for(l);
+                    if (phase == into_attention || phase == into_logits) known = l;
                 }
             }
-            if (phase == into_logits && !step.block.sharers) wait_for_last();
+            if (phase == into_logits && !step.block.sharers) wait_for_last(), known = l;
 #pragma unroll 1
             for (int k = first; k < end; k++) {
                 const StreamPart &part = parts[k];
                 if (!used(part)) continue;
-                if (known != l && (shared || phase == out_of_mlp)) wait_for(l - 1);
+                if (known != l && (shared || phase == out_of_mlp)) wait_for(l);
                 known = l;
                 meet(); // x is free
                 if constexpr (shared)
@@ -345,7 +346,7 @@ extern "C" __global__ void stream_logits(float *logits, long long *sums, const S
     if (threadIdx.x == 0 && blockIdx.x == 0 && blockIdx.y == 0) {
         bool any = false;
         for (int s = 0; s < (int)gridDim.y; s++) any |= pos[s] >= 0;
-        if (any) *turn = (*turn + layers) % most_marks; // a multiple of three slots
+        if (any) *turn = (*turn + layers) % (3 << 28); // of three slots, so that it may begin again
     }
     int s = blockIdx.y, i = 4 * (blockIdx.x * blockDim.x + threadIdx.x);
     if (pos[s] < 0 || i >= vocab) return;
