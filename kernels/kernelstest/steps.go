@@ -26,6 +26,7 @@ type stepCase struct {
 	steps, positions      int
 	eps                   float64 // 0: 1e-5
 	outliers              bool
+	twice                 bool // each sequence has one expert, as often as it has any
 }
 
 func (n stepCase) rows(t int) int {
@@ -67,6 +68,7 @@ var stepCases = []stepCase{
 	{name: "work for few, two sequences", layers: 5, width: 64, mlp: 64, vocab: 64, heads: kernels.Heads{Query: 1, KV: 1, Dim: 64}, experts: 8, rank: 16, chosen: 2, from: []int{0, 3}, rests: [][]int{{0}, {1}}, steps: 3, positions: 8},
 	{name: "one layer", layers: 1, width: 128, mlp: 128, vocab: 64, heads: kernels.Heads{Query: 2, KV: 1, Dim: 64}, experts: 4, rank: 48, chosen: 1, from: []int{0, 3}, rests: [][]int{{0}, {1}, {0, 1}, nil}, steps: 7, positions: 12},
 	{name: "sixteen sequences", layers: 2, width: 192, mlp: 256, vocab: 130, heads: kernels.Heads{Query: 4, KV: 2, Dim: 128}, experts: 5, rank: 24, chosen: 1, from: []int{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 63, 64, 65, 1, 60}, rests: [][]int{{0, 1}, {0, 15}}, steps: 2, positions: 70},
+	{name: "rows of A that are not in use", layers: 2, width: 64, mlp: 128, vocab: 64, heads: kernels.Heads{Query: 4, KV: 2, Dim: 128}, experts: 2, rank: 32, chosen: 2, only: []int{1, 3, 4, 5, 6}, twice: true, from: []int{0}, steps: 3, positions: 8},
 }
 
 // testDecodingStep compares whole decoding steps with the same made of the reference's operations. A backend that has none for the smallest model
@@ -219,7 +221,7 @@ func (m *stepRun) inputs(step int) stepInputs {
 			continue
 		}
 		first, next := m.rand.IntN(m.n.experts), 1+m.rand.IntN(max(1, m.n.experts-1))
-		if i%3 == 1 {
+		if i%3 == 1 || m.n.twice {
 			next = 0 // the same expert again
 		}
 		for k := range m.n.chosen {
