@@ -90,7 +90,6 @@ __device__ inline int first_seen(const StreamModel &m, int pos) { return m.windo
 // is complete, and nobody must wait for writes to arrive before he tells others of them.
 constexpr int sum_bits = 54;
 constexpr long long one_addition = 1ll << sum_bits;
-constexpr int most_additions = 511;
 
 __device__ inline int additions(long long v) { return (int)((v + (one_addition >> 1)) >> sum_bits); }
 __device__ inline float sum_of(long long v, int n) { return (float)(v - n * one_addition) * 0x1p-27f; }

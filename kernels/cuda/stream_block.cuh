@@ -6,7 +6,9 @@
 // Eight warps multiply; of the four behind them, one copies, one clears and one finds norms' factors. There are four because registers are dealt to
 // warps by fours.
 constexpr int stream_warps = 8, stream_workers = 32 * stream_warps, stream_threads = stream_workers + 128;
-constexpr int stream_registers = 224, stream_other_registers = 56; // of a thread that multiplies, of the others
+// Registers of a thread that multiplies and of the others. With 56, the copying warp read pointers from memory for each stage.
+template <int SEQUENCES> constexpr int stream_registers = SEQUENCES > 16 ? 216 : 208;
+template <int SEQUENCES> constexpr int stream_other_registers = SEQUENCES > 16 ? 72 : 88;
 
 enum Phase { into_attention, out_of_attention, into_mlp, out_of_mlp, into_logits };
 __device__ inline int phase_of(int target) {
@@ -43,9 +45,10 @@ struct StreamEight {
 struct StreamStep {
     StreamBlock block;
     int pos[stream_sequences], splits[stream_sequences], items[stream_sequences + 1];
-    int top, active;  // sequences up to the last that is decoded; experts in use
-    unsigned per_top; // 2^32 / top, rounded up
-    int mine;         // this block's items
+    unsigned long long live; // a bit for each sequence that is decoded
+    int top, active;         // sequences up to the last that is decoded; experts in use
+    unsigned per_top;        // 2^32 / top, rounded up
+    int mine;                // this block's items
     int turn, filling;
     int expert[stream_active];
     int ids[stream_choices];
@@ -121,10 +124,10 @@ __device__ inline void stream_begin(const StreamModel &m, StreamStep &step, Stre
     }
     if (threadIdx.x == 0) {
         int live = 0;
-        step.top = 0, step.turn = *m.turn, step.filling = 0;
+        step.live = 0, step.top = 0, step.turn = *m.turn, step.filling = 0;
 #pragma unroll 1
         for (int s = 0; s < m.sequences; s++)
-            if (step.pos[s] >= 0) live++, step.top = s + 1;
+            if (step.pos[s] >= 0) live++, step.top = s + 1, step.live |= 1ull << s;
         step.per_top = 0xffffffffu / max(1, step.top) + 1;
         // So many parts of the keys of a sequence's head that all blocks have something to do.
         int wanted = min(stream_splits, max(1, (int)gridDim.x / max(1, live * m.kv_heads)));

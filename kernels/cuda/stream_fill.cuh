@@ -87,17 +87,17 @@ template <bool SHARED, int DIM> struct StreamFill : StreamWarp {
         unsigned w = ~pack(a, b);
         store_word(to, w + !w); // NaN of all ones is another NaN then
     }
-    // A part's columns of what all have made.
+    // A part's columns of what all have made. Threads read four words each, which follow each other by columns, then by sequence.
     __device__ void read_words(const StreamPart &part, const unsigned *from, int width) const {
         constexpr int together = stream_together_read;
-        // Of a sequence some lanes read four words each, those of one warp or, if there are few sequences, of several.
-        int several = step.top <= 2 ? 2 : step.top <= 4 ? 1 : 0, own = lane + 32 * (warp & (1 << several) - 1), each = 32 << several, n = part.columns / 8;
+        int n = part.columns / 8, s = threadIdx.x / n, c = threadIdx.x - s * n, rows = stream_workers / n, rest = stream_workers - rows * n;
+        from += part.first_column / 2;
         auto advance = [&](int &s, int &c) {
-            if ((c += each) >= n) c = own, s += stream_warps >> several;
+            s += rows, c += rest;
+            if (c >= n) c -= n, s++;
         };
-        int first = own < n ? warp >> several : step.top;
 #pragma unroll 1
-        for (int s = first, c = own; s < step.top;) {
+        while (s < step.top) {
             uint4 v[together];
             Patience patience;
             for (bool ready = false; !ready; patience.wait()) {
@@ -106,7 +106,7 @@ template <bool SHARED, int DIM> struct StreamFill : StreamWarp {
 #pragma unroll
                 for (int j = 0; j < together; j++) {
                     v[j] = make_uint4(~0u, ~0u, ~0u, ~0u);
-                    if (r < step.top && step.pos[r] >= 0) v[j] = glance((const uint4 *)(from + ((long long)r * width + part.first_column) / 2) + d);
+                    if (r < step.top && step.live >> r & 1) v[j] = glance((const uint4 *)(from + (long long)r * (width / 2)) + d);
                     advance(r, d);
                 }
 #pragma unroll

@@ -10,6 +10,7 @@ template <int DIM> struct StreamCopier : StreamWarp {
     // Waits for room, and until no more than some copies are under way: more of them delay what blocks tell each other.
     __device__ unsigned char *room(int bytes) {
         int most = *(volatile int *)&step.filling ? m.under_way_filling : m.under_way;
+#pragma unroll 1
         for (; ahead >= most; ahead--) {
             barrier_wait(full + oldest, oldest_parity);
             if (++oldest == m.stages) oldest = 0, oldest_parity ^= 1;
@@ -79,7 +80,7 @@ template <int DIM> struct StreamCopier : StreamWarp {
                 const StreamItem &it = both.item(four);
                 unsigned char *to = room(64 * DIM * 2);
                 if (lane < DIM / 64)
-                    copy_box(to + 8192 * lane, maps + j / 2 % 2, it.head * DIM + 64 * lane, it.s * m.positions + 64 * both.block(four, round), full + stage);
+                    copy_box_once(to + 8192 * lane, maps + j / 2 % 2, it.head * DIM + 64 * lane, it.s * m.positions + 64 * both.block(four, round), full + stage);
                 next();
             }
         }

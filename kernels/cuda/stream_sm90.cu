@@ -241,7 +241,7 @@ template <int SEQUENCES, int DIM, bool LOCAL> struct Stream : StreamAttention<(S
     // it is over. It knows if it has seen the residual stream before the layer; a sequence alone, if it has seen anything of the layer but the MLP's sums.
     // For the logits it is enough that the last layer but one is over.
     __device__ void multiply_all() {
-        fetch_layer(0);
+        keep_layer(0, of_layer(0));
         if (LOCAL && threadIdx.x < stream_local_ranks) step.gates[threadIdx.x] = (int)threadIdx.x < step.active * m.rank ? gate_of(0, threadIdx.x) : 0.f;
         meet();
         int known = 0;
@@ -281,18 +281,21 @@ template <int SEQUENCES, int DIM, bool LOCAL> struct Stream : StreamAttention<(S
             }
             fills(false);
             if (phase != into_attention) continue;
+            long long next = l + 1 < m.layers ? of_layer(l + 1) : 0; // comes meanwhile
             this->attend(l);
             meet(); // nobody uses the layer before any more
-            if (l + 1 < m.layers) fetch_layer(l + 1);
+            keep_layer(l + 1, next);
         }
     }
     // Tells the copying warp whether this block waits for what others tell.
     __device__ void fills(bool yes) const {
         if (shared && threadIdx.x == 0) *(volatile int *)&step.filling = yes;
     }
-    __device__ void fetch_layer(int l) const {
-        const long long *from = (const long long *)(m.layer + l);
-        for (int i = threadIdx.x; i < (int)sizeof(StreamLayer) / 8; i += stream_workers) ((long long *)&step.layer[l & 1])[i] = from[i];
+    // A thread's share of a layer, and where it goes.
+    static_assert(sizeof(StreamLayer) <= 8 * stream_workers);
+    __device__ long long of_layer(int l) const { return threadIdx.x < sizeof(StreamLayer) / 8 ? ((const long long *)(m.layer + l))[threadIdx.x] : 0; }
+    __device__ void keep_layer(int l, long long share) const {
+        if (threadIdx.x < sizeof(StreamLayer) / 8) ((long long *)&step.layer[l & 1])[threadIdx.x] = share;
     }
 };
 
@@ -321,11 +324,11 @@ template <int SEQUENCES, int DIM, bool LOCAL> __device__ void stream(const Strea
     if (step.top == 0) return;
     StreamWarp me({step, memory, full, empty, cleared, normed, x, gated, parts - step.block.first_part[0], runs - parts[0].first_run, added, items, eights}, m);
     if (me.warp < stream_warps) {
-        more_registers<stream_registers>();
+        more_registers<stream_registers<SEQUENCES>>();
         Stream<SEQUENCES, DIM, LOCAL>{me}.multiply_all();
         return;
     }
-    fewer_registers<stream_other_registers>();
+    fewer_registers<stream_other_registers<SEQUENCES>>();
     if (me.warp == stream_warps) StreamCopier<DIM>{me}.copy_all();
     if (me.warp == stream_warps + 1) StreamClearer{me}.clear_all();
     if (me.warp == stream_warps + 2) StreamNormer<(SEQUENCES > 1)>{me}.norm_all();
