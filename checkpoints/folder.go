@@ -22,12 +22,32 @@ var ErrExists = errors.New("already exists")
 const tempPrefix = ".tmp-lora-train-"
 
 // WriteFile replaces a file as a whole: whoever reads path, also after a crash,
-// finds the old content or the new one.
+// finds the old content or the new one. A link stays, what it leads to is
+// replaced; a device or a pipe is written to.
 func WriteFile(path string, data []byte) error {
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		path = target
+	}
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		if err := writeInto(path, data); err != nil {
+			return located(path, err)
+		}
+		return nil
+	}
 	if err := renameio.WriteFile(path, data, 0o666); err != nil {
 		return located(path, err)
 	}
 	return syncPath(filepath.Dir(path))
+}
+
+// writeInto writes to what is there.
+func writeInto(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Close())
 }
 
 // Folder is a folder that appears under its final name complete or not at all.

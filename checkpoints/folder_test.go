@@ -2,11 +2,13 @@ package checkpoints
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -43,6 +45,38 @@ func TestWriteFileReplaces(t *testing.T) {
 	wantNames(t, "after three writes", filepath.Dir(path), "run.json")
 	if err := WriteFile(filepath.Join(path, "x"), nil); err == nil || !strings.HasPrefix(err.Error(), path) {
 		t.Errorf("below a file: got %v, want an error that names the path", err)
+	}
+}
+
+// A link stays a link, and what is no file is written to, not replaced.
+func TestWriteFileFollows(t *testing.T) {
+	dir := t.TempDir()
+	link, target, pipe := filepath.Join(dir, "link"), filepath.Join(dir, "target"), filepath.Join(dir, "pipe")
+	if err := errors.Join(os.WriteFile(target, []byte("old"), 0o666), os.Symlink("target", link), syscall.Mkfifo(pipe, 0o666)); err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteFile(link, []byte("new")); err != nil {
+		t.Fatal(err)
+	}
+	if data, err := os.ReadFile(target); err != nil || string(data) != "new" {
+		t.Errorf("behind the link is %q, %v; want \"new\"", data, err)
+	}
+	if info, err := os.Lstat(link); err != nil || info.Mode().Type() != fs.ModeSymlink {
+		t.Errorf("the link is now %v, %v", info.Mode(), err)
+	}
+	read := make(chan string)
+	go func() {
+		data, err := os.ReadFile(pipe)
+		read <- fmt.Sprintf("%s %v", data, err)
+	}()
+	if err := WriteFile(pipe, []byte("said")); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-read; got != "said <nil>" {
+		t.Errorf("the pipe's reader got %q", got)
+	}
+	if info, err := os.Lstat(pipe); err != nil || info.Mode().Type() != fs.ModeNamedPipe {
+		t.Errorf("the pipe is now %v, %v", info.Mode(), err)
 	}
 }
 
