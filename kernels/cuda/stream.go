@@ -131,7 +131,7 @@ func (s *stream) prepare(shape streamShape) error {
 		Positions: int32(m.Positions), Sequences: int32(m.Sequences), Window: int32(m.Window),
 		Experts: int32(shape.experts), Rank: int32(shape.rank), Chosen: int32(shape.chosen), MostRanks: int32(shape.ranks()),
 		Slices: int32(plan.slices), SliceWidth: int32(shape.sliceWidth()), DownBox: int32(shape.boxRows(16)), UpBox: int32(shape.boxRows(64)),
-		Panels: int32(len(plan.adds)), XAt: plan.xAt, SlotSize: plan.slotSize, EarlySize: plan.earlySize,
+		Panels: plan.targets[streamHead].Panel, XAt: plan.xAt, SlotSize: plan.slotSize, EarlySize: plan.earlySize,
 		Eps: float32(m.Eps), Scale: float32(m.Scale), SoftmaxScale: float32(math.Log2E / math.Sqrt(float64(heads.Dim))), Target: plan.targets,
 	}
 	for t := range kernels.Targets {
@@ -223,7 +223,7 @@ func (s *stream) divide(shape streamShape, plan *streamPlan) error {
 	}
 	a.PartsOfBlock, a.ItemsOfBlock = int32(plan.most), int32(ceil(max(shape.sequences*shape.heads.KV, shape.blocks), shape.blocks))
 	// Behind these: a block's items, three barriers, eights of experts' rows, numbers of additions, parts and runs; a stage has two barriers.
-	fixed := int(a.XSize+a.GatedSize) + streamStepBytes + int(a.ItemsOfBlock)*16 + 3*8 + shape.ranks() + len(plan.adds)*4 + plan.most*20 + plan.longest*20
+	fixed := int(a.XSize+a.GatedSize) + streamStepBytes + int(a.ItemsOfBlock)*16 + 3*8 + shape.ranks() + int(a.Panels)*4 + plan.most*20 + plan.longest*20
 	a.Stages = int32(min(streamMaxStages, (226<<10-fixed)/(streamStage+16)))
 	if a.Stages < streamMinStages {
 		return fmt.Errorf("%d sequences of %d columns with %d rows of experts leave no room in shared memory", shape.sequences, plan.columns, shape.ranks())

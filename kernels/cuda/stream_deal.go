@@ -221,13 +221,15 @@ func (p *planner) addExperts(phase int) {
 	}
 }
 
-// splitUp makes two of a run that is all of a block's weights, so that there is something behind what waits for A's products. The second adds to the
-// same sums, which for many sequences takes longer than the wait.
+// splitUp makes two of a run that is all of a block's weights in its last slice, so that there is something behind what waits for A's products. The
+// second adds to the same sums, which for many sequences takes longer than the wait.
 func (p *planner) splitUp(block, phase, run int) {
 	work := p.work[block][phase]
 	rest := work[run]
 	if p.sequences > 8 || rest.Count < 2*streamUpBehind ||
-		slices.ContainsFunc(work, func(r streamRun) bool { return r.Kind == runWeights }) {
+		slices.ContainsFunc(work, func(r streamRun) bool {
+			return r.Kind == runWeights && p.sliceOf(phase, r) == p.lastSlice(block, phase)
+		}) {
 		return
 	}
 	work[run].Count -= rest.Count / 2

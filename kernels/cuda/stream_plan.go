@@ -147,7 +147,7 @@ func (s streamShape) adapts(target int) bool {
 	return target < kernels.Targets && s.experts > 0 && s.adapted[target]
 }
 
-// streamPlan is which block multiplies what, and where sums and counters are.
+// streamPlan is which block multiplies what, where sums and words are, and how many numbers are added to a sum.
 type streamPlan struct {
 	runs    []streamRun
 	parts   []streamPart

@@ -12,6 +12,7 @@ var streamShapes = map[string]streamShape{
 	"llama2-7b":                  {width: 4096, mlp: 11008, vocab: 32000, heads: kernels.Heads{Query: 32, KV: 32, Dim: 128}, blocks: 132, sequences: 1},
 	"llama2-7b experts":          {width: 4096, mlp: 11008, vocab: 32000, heads: kernels.Heads{Query: 32, KV: 32, Dim: 128}, blocks: 132, sequences: 1, experts: 8, rank: 8, chosen: 2},
 	"llama2-7b batch":            {width: 4096, mlp: 11008, vocab: 32000, heads: kernels.Heads{Query: 32, KV: 32, Dim: 128}, blocks: 132, sequences: 16, experts: 8, rank: 8, chosen: 2},
+	"llama3-8b one sequence":     {width: 4096, mlp: 14336, vocab: 128256, heads: kernels.Heads{Query: 32, KV: 8, Dim: 128}, blocks: 132, sequences: 1, experts: 8, rank: 8, chosen: 2},
 	"llama3-8b":                  {width: 4096, mlp: 14336, vocab: 128256, heads: kernels.Heads{Query: 32, KV: 8, Dim: 128}, blocks: 114, sequences: 64, experts: 4, rank: 16, chosen: 2},
 	"qwen2.5-32b batch":          {width: 5120, mlp: 27648, vocab: 152064, heads: kernels.Heads{Query: 40, KV: 8, Dim: 128}, blocks: 132, sequences: 64, experts: 8, rank: 8, chosen: 2},
 	"qwen2.5-1.5b of high ranks": {width: 1536, mlp: 8960, vocab: 151936, heads: kernels.Heads{Query: 12, KV: 2, Dim: 128}, blocks: 132, sequences: 1, experts: 8, rank: 64, chosen: 2},
