@@ -16,7 +16,7 @@ import (
 const maxHeader = 100_000_000
 
 const (
-	adviceFetch   = "fetch the file again"
+	adviceFetch   = "fetch the file again, or write it again with the program that made it"
 	adviceForeign = "is this a safetensors file? if so, fetch it again"
 )
 

@@ -32,7 +32,7 @@ func NewCache(x graph.Exec, a Arch, sequences, positions int) (*Cache, error) {
 	if rows > maxCacheRows {
 		return nil, fmt.Errorf("%s: %d rows, there can be %d\n%s", what, rows, maxCacheRows, smallerCache)
 	}
-	if err := enough(b, what, CacheBytes(b.Float(), a, sequences, positions)); err != nil {
+	if err := Enough(b, what, CacheBytes(b.Float(), a, sequences, positions)); err != nil {
 		return nil, fmt.Errorf("%w\n%s", err, smallerCache)
 	}
 	c := &Cache{}

@@ -7,8 +7,8 @@ import (
 	"loratrain/kernels"
 )
 
-// enough refuses what a backend says that it has no memory for, in one line: only the caller knows how to do with less.
-func enough(b kernels.Backend, what string, need int) error {
+// Enough refuses what a backend says that it has no memory for, in one line: only the caller knows how to do with less.
+func Enough(b kernels.Backend, what string, need int) error {
 	limited, ok := b.(kernels.Limited)
 	if !ok {
 		return nil

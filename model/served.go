@@ -167,7 +167,7 @@ func (p *Placed) copyTargets(list []Target, pair func(layer int, t Target) serve
 	const what = "a copy of the weights to merge experts into"
 	need := CopyBytes(p.Backend.Float(), p.Arch, list)
 	// Asked for as a whole: what is allocated a matrix at a time may be there as long as nobody writes to it.
-	if err := enough(p.Backend, what, need); err != nil {
+	if err := Enough(p.Backend, what, need); err != nil {
 		return nil, nil, err
 	}
 	c := *p

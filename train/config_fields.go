@@ -135,7 +135,9 @@ func suggestion(fields []field, unknown string) string {
 	for _, f := range fields {
 		section, name := splitKey(f.key)
 		try(f.key, distance(unknown, f.key))
-		try(f.key, distance(last, name)+1) // the right name in the wrong section
+		if edits := distance(last, name); edits <= len(last)/3 {
+			try(f.key, edits+1) // the right name in the wrong section
+		}
 		if section != "" {
 			try(section, distance(unknown, section))
 		}

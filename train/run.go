@@ -159,7 +159,7 @@ func (p *Prepared) Run(ctx context.Context) (*Outcome, error) {
 		r.folder.Info.Results = out
 		err = r.folder.Finish(RunDone, nil)
 	case ctx.Err() != nil && errors.Is(err, ctx.Err()):
-		err = errors.Join(fmt.Errorf("stopped at step %d of %d; %s is saved\ngo on with --resume --out %s", r.state.Step, r.total, r.folder.Dir, r.folder.Dir),
+		err = errors.Join(fmt.Errorf("stopped at step %d of %d; %s is saved\ngo on with lora-train run --resume --out %s", r.state.Step, r.total, r.folder.Dir, r.folder.Dir),
 			r.folder.Finish(RunInterrupted, nil))
 	default:
 		// The cause matters more than that it could not be noted down.

@@ -46,7 +46,7 @@ many that was recorded once, or one operation after the other.`,
 		Example: `  lora-train bench decode --shape smollm2-135m
   lora-train bench decode --shape llama2-7b --batch 16 --context 2048 --mode fused
   lora-train bench decode --shape llama2-7b --all --json decode.json --plot decode.svg`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
 	}
 	flags := cmd.Flags()

@@ -122,9 +122,17 @@ func (o *decodeBench) table() string {
 		}
 		rows = append(rows, append(cells,
 			fmt.Sprintf("\t%.3f", r.MS.Median), fmt.Sprintf("\t%.3f", r.MS.Min), fmt.Sprintf("\t%.3f", r.MS.Max),
-			"\t"+count(int(math.Round(r.TokensPerSecond))), fmt.Sprintf("\t%.4g", r.Bytes/1e9), fmt.Sprintf("\t%.1f %%", 100*r.Share), ratio, r.RunsAs))
+			"\t"+few(r.TokensPerSecond), fmt.Sprintf("\t%.4g", r.Bytes/1e9), fmt.Sprintf("\t%.1f %%", 100*r.Share), ratio, r.RunsAs))
 	}
 	fmt.Fprintln(&text)
 	printTable(&text, rows)
 	return text.String()
+}
+
+// few is a rate with at least three digits.
+func few(rate float64) string {
+	if rate < 100 {
+		return fmt.Sprintf("%.3g", rate)
+	}
+	return count(int(math.Round(rate)))
 }

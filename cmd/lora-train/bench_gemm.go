@@ -19,7 +19,7 @@ func newBenchGEMMCommand() *cobra.Command {
 layers without experts, forwards and backwards, on random numbers. A product of (rows, in) and (in, out) is 2·rows·in·out flops.`,
 		Example: `  lora-train bench gemm
   lora-train bench gemm --shape llama2-7b --batch 4 --length 512`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.gemm(cmd) },
 	}
 	f.register(cmd)

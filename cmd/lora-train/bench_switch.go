@@ -37,7 +37,7 @@ which share of the machine's rate of copying, measured in the same run, that is;
 in force; and it compares the weights after all switches with those of a single one, bit by bit.`,
 		Example: `  lora-train bench switch --shape llama2-7b
   lora-train bench switch --shape smollm2-135m --experts 64 --rank 1 --json switch.json`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
 	}
 	flags := cmd.Flags()
@@ -151,6 +151,9 @@ func (m *switchMeasurement) run() error {
 	if m.out.Copy, err = measureCopy(m.b); err != nil {
 		return err
 	}
+	if err := m.enough(arch); err != nil {
+		return err
+	}
 	if err := m.place(arch); err != nil {
 		return fmt.Errorf("random weights: %w", err)
 	}
@@ -165,6 +168,20 @@ func (m *switchMeasurement) run() error {
 		return err
 	}
 	return m.compare()
+}
+
+// enough refuses a model that the machine has no memory for: on the CPU memory is taken when it is written to, and too much ends the program.
+func (m *switchMeasurement) enough(arch model.Arch) error {
+	bytes := 0
+	for _, t := range model.AllTargets() {
+		in, out := arch.Shape(t)
+		bytes += in*out*(kernels.BF16.Size()+m.b.Float().Size()) + m.out.Experts*m.out.Rank*(in+out)*kernels.BF16.Size()
+	}
+	what := fmt.Sprintf("%s with a copy of its weights and %d experts of rank %d", m.out.Model, m.out.Experts, m.out.Rank)
+	if err := model.Enough(m.b, what, bytes*arch.Layers); err != nil {
+		return fmt.Errorf("%w\ngive a smaller --shape, fewer --experts or a smaller --rank, or free memory", err)
+	}
+	return nil
 }
 
 // place makes the layers of a model and their experts, and the choices.

@@ -43,7 +43,7 @@ flops and bytes, and, on a GPU, how long each kernel took.`,
 		Example: `  lora-train bench train --shape smollm2-135m --batch 16 --length 512
   lora-train bench train --shape llama2-7b --batch 4 --length 512 --experts 64 --rank 1 --profile
   lora-train bench train --model SmolLM2-135M-Instruct.Q4_1.gguf --json bench.json`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
 	}
 	f.register(cmd)

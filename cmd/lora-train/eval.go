@@ -33,7 +33,7 @@ prompt is computed once for all its options.`,
 		Example: `  lora-train eval
   lora-train eval --model SmolLM2-135M-Instruct.Q4_1.gguf --tasks arc_easy,openbookqa --data benchmarks
   lora-train eval --adapter runs/my-run --tasks mine=questions.jsonl --json scores.json`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
 	}
 	flags := cmd.Flags()

@@ -23,7 +23,12 @@ func newExportCommand() *cobra.Command {
 newest. The folder is read back and every way of decoding is compared on real prompts; what does not agree is deleted.`,
 		Example: `  lora-train export runs/my-run --out my-adapter
   lora-train export runs/my-run --out my-adapter-peft --format peft`,
-		Args: cobra.ExactArgs(1),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usagef("name it: lora-train export runs/my-run --out my-adapter", "the run's folder is missing")
+			}
+			return noArguments(cmd, args[1:])
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return export(cmd, args[0], out, format, modelPath, flags)
 		},

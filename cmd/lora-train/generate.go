@@ -76,6 +76,8 @@ func (f *generateFlags) check(given func(flag string) bool) error {
 		return usagef("give one of them", "--prompt and --batch")
 	case given("batch") && f.batch == "":
 		return usagef("give the path of a file with a prompt on each line", "--batch is empty")
+	case given("adapter") && f.adapter == "":
+		return usagef("give a run's folder or an export, or leave it out for the model alone", "--adapter is empty")
 	case given("batch-size") && !given("batch"):
 		return usagef("give --batch too, or leave it out", "--batch-size %d: there is one prompt", f.batchSize)
 	case f.batchSize < 1 || f.batchSize > model.MaxSequences:

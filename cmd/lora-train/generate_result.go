@@ -19,7 +19,7 @@ type generated struct {
 		Prefill float64 `json:"prefill"`
 		Decode  float64 `json:"decode"`
 	} `json:"seconds"`
-	TokensPerSecond float64 `json:"tokens_per_second"` // of decoding
+	TokensPerSecond float64 `json:"tokens_per_second,omitempty"` // of decoding; none if no token was fed
 
 	PromptIDs []int32 `json:"prompt_ids"`
 	// PromptExperts, only where they are a matter of the token alone, and Experts: for each token its pairs of experts, one
@@ -58,8 +58,12 @@ func (r *generated) summarise(w io.Writer) {
 		stopEnd: "the text ended", stopMax: "stopped at --max-tokens", stopContext: "stopped: the context is full", stopInterrupted: "interrupted",
 	}[r.Stop]
 	fmt.Fprintf(w, "%s%s, on %s\n", r.Model, with, r.Backend)
-	fmt.Fprintf(w, "prompt: %s in %s; text: %s in %s, %s; %s\n", plural(r.PromptTokens, "token"), seconds(r.Seconds.Prefill),
-		plural(r.Tokens, "token"), seconds(r.Seconds.Decode), perSecond(r.TokensPerSecond), why)
+	rate := ""
+	if r.TokensPerSecond > 0 {
+		rate = ", " + perSecond(r.TokensPerSecond)
+	}
+	fmt.Fprintf(w, "prompt: %s in %s; text: %s in %s%s; %s\n", plural(r.PromptTokens, "token"), seconds(r.Seconds.Prefill),
+		plural(r.Tokens, "token"), seconds(r.Seconds.Decode), rate, why)
 }
 
 func seconds(s float64) string {

@@ -173,6 +173,14 @@ func knownCommand(group *cobra.Command, args []string) error {
 	return usagef(advice, "unknown command %q", args[0])
 }
 
+// noArguments is the Args of a command that takes none.
+func noArguments(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	return usagef(cmd.CommandPath()+" --help shows what it takes", "unexpected argument %q", args[0])
+}
+
 // newHelpCommand is cobra's, but for a topic that does not exist, which is an error.
 func newHelpCommand() *cobra.Command {
 	return &cobra.Command{
@@ -203,6 +211,9 @@ var expected = map[string]string{
 
 // flagError says in our words what pflag found wrong.
 func flagError(cmd *cobra.Command, err error) error {
+	if args := cmd.Flags().Args(); cmd.HasSubCommands() && len(args) > 0 { // its flags are unknown because the command is
+		return knownCommand(cmd, args)
+	}
 	advice := cmd.CommandPath() + " --help lists the flags"
 	if e, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
 		f := e.GetFlag()

@@ -37,7 +37,7 @@ trains the embedded model on the embedded task. Interrupted, it saves and stops;
   lora-train run --set model.path=SmolLM2-135M-Instruct.Q4_1.gguf --set data.tasks=arc_easy --set data.dir=benchmarks
   lora-train run my.yaml --set train.lr=5e-4 --out runs/second-try
   lora-train run my.yaml --out runs/second-try --resume`,
-		Args: cobra.MaximumNArgs(1),
+		Args: func(cmd *cobra.Command, args []string) error { return noArguments(cmd, args[min(1, len(args)):]) },
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f.override(cmd.Flags())
 			return f.run(cmd, args)
