@@ -124,7 +124,7 @@ func (o RunOptions) refuse() error {
 
 func refuseDone(dir string, was RunInfo) error {
 	if was.State == RunDone {
-		return usage(dir, "this run is complete", "start another with a new --out; to train longer, raise train.epochs there")
+		return usage(dir, "this run is complete", "start another with a new --out, and to train longer with --set train.epochs=…")
 	}
 	return nil
 }

@@ -228,7 +228,7 @@ func latestState(dir string, log Progress) (checkpoints.Latest, progressState, e
 	}
 	if err != nil {
 		why := strings.SplitN(err.Error(), "\n", 3)
-		return latest, state, fmt.Errorf("%s\nbring one back from a copy, or delete %s to let the run start again", strings.Join(why[:min(2, len(why))], ": "), dir)
+		return latest, state, fmt.Errorf("%s\nbring one back from a copy, or train again with a new --out", strings.Join(why[:min(2, len(why))], ": "))
 	}
 	for _, skipped := range latest.Skipped {
 		first, _, _ := strings.Cut(skipped.Error(), "\n")

@@ -113,6 +113,9 @@ func (f *benchDecodeFlags) checkPlot() error {
 	if f.plot == "-" {
 		return usagef("name a file", "--plot -: a drawing is written to a file")
 	}
+	if f.plot != "" && f.plot == f.json {
+		return usagef("name another file", "--plot %s: it is --json's, too", f.plot)
+	}
 	return checkFile("plot", f.plot)
 }
 
