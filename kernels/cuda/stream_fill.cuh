@@ -13,7 +13,7 @@ template <bool SHARED, int DIM> struct StreamFill : StreamWarp {
 
     __device__ void meet() const { threads_sync(1, stream_workers); }
 
-    // For each pair of columns c, c + 1 of a part load(0, c, v), which reads what is not in v yet, until v is ready, and then store(0, c, v).
+    // For each pair of columns c, c + 1 of a part load(0, c, v), which reads at least what is not in v yet, until v is ready, and then store(0, c, v).
     template <class T, class L, class S> __device__ void each_pair(const StreamPart &part, L load, S store) const {
 #pragma unroll 1
         for (int c = 2 * threadIdx.x; c < part.columns; c += 2 * stream_workers * stream_together) {

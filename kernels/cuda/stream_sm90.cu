@@ -4,10 +4,10 @@
 // weights (S, n); ids and weights none if the model has no experts.
 //
 // On Hopper, as one kernel whose blocks stay for the whole step, one to a multiprocessor. One warp of a block copies the weights that the schedule
-// (stream_plan.go) gives to the block, layer after layer, to a ring in shared memory, and waits for nothing but room. Eight others multiply what
-// has come with the activations of up to SEQUENCES sequences. Activations go from block to block through memory: products are added up as
-// integers, so that their order does not matter and a step repeats bit for bit, and a sum says itself whether it is complete (stream.cuh). What
-// is added to must be zero: there are three slots for the sums of a layer, of which one more warp clears those that are not in use.
+// (stream_plan.go) gives to the block, layer after layer, to a ring in shared memory, and waits for nothing but room and its own copies. Eight others
+// multiply what has come with the activations of up to SEQUENCES sequences. Activations go from block to block through memory: products are added up
+// as integers, so that their order does not matter and a step repeats bit for bit, and a sum says itself whether it is complete (stream.cuh). What is
+// added to must be zero: there are three slots for the sums of a layer, of which one more warp clears those that are not in use.
 //
 // A norm's factor is a number for a sequence, and all between two norms is linear: it is applied where a sum is read, so that no block needs a whole row.
 //
@@ -343,7 +343,8 @@ template <int SEQUENCES, int DIM, bool LOCAL> __device__ void stream(const Strea
 STREAMS(64)
 STREAMS(128)
 
-// logits = the sums, times the last norm's factor; the sums are cleared for the next step, and the slots take a turn. A row of blocks to a sequence.
+// logits = the sums, times the last norm's factor; the sums are cleared for the next step, but those of skipped sequences, to which zeros were added,
+// and the slots take a turn. A row of blocks to a sequence.
 extern "C" __global__ void stream_logits(float *logits, long long *sums, const Said *squares, const int *pos, int *turn, const int *bad, int vocab,
                                          int width, int slices, int layers, float eps) {
     if (threadIdx.x == 0 && blockIdx.x == 0 && blockIdx.y == 0) {
