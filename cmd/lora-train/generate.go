@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 
 	"github.com/spf13/cobra"
 
 	"loratrain/kernels"
 	"loratrain/model"
+	"loratrain/router"
 	"loratrain/train"
 )
 
@@ -98,6 +100,8 @@ func (f *generateFlags) check(given func(flag string) bool) error {
 		return usagef("give --temperature above 0, or leave them out", "--top-k and --top-p: without --temperature the likeliest token is taken")
 	case f.context < 0:
 		return usagef("leave it out to have room for prompt and text", "--context %d: expected 1 or more", f.context)
+	case f.mode != "" && !slices.Contains(model.Modes(router.Token), model.Mode(f.mode)):
+		return usagef(fmt.Sprintf("use one of %v", model.Modes(router.Token)), "unknown mode %q", f.mode)
 	case f.mode != "" && f.adapter == "":
 		return usagef("give --adapter too, or leave --mode out", "--mode %s: a model without an adapter has no experts to apply", f.mode)
 	}

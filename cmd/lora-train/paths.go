@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -97,9 +98,10 @@ func isGGUF(path string) bool {
 	return err == nil && string(magic) == "GGUF" || strings.HasSuffix(path, ".gguf")
 }
 
+var errUnknownKind = errors.New("neither a model nor a run, a checkpoint, an adapter or a safetensors file")
+
 func unknownKind(path string) error {
-	return failf("give a Hugging Face model folder, a .gguf or .safetensors file, a run's folder or one that was exported",
-		"%s: neither a model nor a run, a checkpoint, an adapter or a safetensors file", path)
+	return failf("give a Hugging Face model folder, a .gguf or .safetensors file, a run's folder or one that was exported", "%s: %w", path, errUnknownKind)
 }
 
 func exists(path string) bool {
@@ -127,6 +129,9 @@ func openModel(path string) (*model.Base, error) {
 // findExport is the exported adapter that a path means, and the run that it belongs to, "" if none is near.
 func findExport(path string) (export, run string, err error) {
 	kind, err := identify(path)
+	if errors.Is(err, errUnknownKind) {
+		return "", "", failf("give the folder of a run or of an export", "%s: no adapter", path)
+	}
 	if err != nil {
 		return "", "", err
 	}
@@ -192,6 +197,10 @@ func baseOf(e *checkpoints.Serving, run, given string) (*model.Base, error) {
 			return nil, err
 		}
 		base, err := openModel(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, failf("say where it lies with --model; the path is taken from the folder where the program runs",
+				"the model that %s names: %s: no such file or directory", filepath.Join(run, "config.yaml"), path)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("the model that %s names: %w", filepath.Join(run, "config.yaml"), err)
 		}
