@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -112,6 +113,9 @@ func (f *benchDecodeFlags) check(given func(flag string) bool) error {
 func (f *benchDecodeFlags) checkPlot() error {
 	if f.plot == "-" {
 		return usagef("name a file", "--plot -: a drawing is written to a file")
+	}
+	if ext := strings.ToLower(filepath.Ext(f.plot)); slices.Contains([]string{".png", ".jpg", ".jpeg", ".pdf"}, ext) {
+		return usagef("name it .svg", "--plot %s: a drawing is an SVG", f.plot)
 	}
 	if f.plot != "" && f.plot == f.json {
 		return usagef("name another file", "--plot %s: it is --json's, too", f.plot)
