@@ -174,7 +174,7 @@ func TestPEFTConfig(t *testing.T) {
 // weights is what the serving folder says.
 func TestPythonLoadsPEFT(t *testing.T) {
 	if testing.Short() {
-		t.Skip("starts Python with torch")
+		t.Skip("-short leaves it out: it starts Python with torch")
 	}
 	testpython.Need(t, "peft, transformers, torch, safetensors")
 	args := []string{"testdata/peft_loads.py"}

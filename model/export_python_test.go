@@ -157,7 +157,7 @@ func (c pythonCase) compare(t *testing.T, dir string, ids []int32, want kernels.
 // Another language reads exports by FORMAT.md alone and comes to the same logits.
 func TestPythonReadsExports(t *testing.T) {
 	if testing.Short() {
-		t.Skip("starts Python with torch")
+		t.Skip("-short leaves it out: it starts Python with torch")
 	}
 	testpython.Need(t, "torch, safetensors, numpy")
 	ids, text := randomIDs(21, 97, 19), []string{}

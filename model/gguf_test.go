@@ -296,7 +296,7 @@ func TestGarbledGGUF(t *testing.T) {
 func TestSmolLM2(t *testing.T) {
 	path := os.Getenv("LORA_SMOLLM2")
 	if path == "" {
-		t.Skip("LORA_SMOLLM2 names no GGUF file of SmolLM2-135M-Instruct")
+		t.Skip("LORA_SMOLLM2 names no GGUF file of SmolLM2-135M-Instruct; .ci/run fetches one")
 	}
 	start := time.Now()
 	b := mustOpen(t, path)

@@ -33,7 +33,7 @@ func TestLossOfLongRows(t *testing.T) {
 // TestLossInChunks has more logits than the workspace, and weights that are converted into it.
 func TestLossInChunks(t *testing.T) {
 	if testing.Short() {
-		t.Skip("computes 60 million logits")
+		t.Skip("-short leaves it out: it computes 60 million logits")
 	}
 	headCase{tokens: 200, vocabulary: 150_001, head: kernels.BF16, every: 7}.check(t, openEmulated(t, true))
 }

@@ -51,7 +51,7 @@ var fakeDriver = sync.OnceValues(func() (string, error) {
 func needFake(t *testing.T) string {
 	t.Helper()
 	if _, err := exec.LookPath("cc"); err != nil {
-		t.Skip("no C compiler for the fake driver")
+		t.Skip("no C compiler, cc, for the fake driver; .ci/run installs one")
 	}
 	dir, err := fakeDriver()
 	if err != nil {
