@@ -61,9 +61,15 @@ func TestWriteFileFollows(t *testing.T) {
 	if data, err := os.ReadFile(target); err != nil || string(data) != "new" {
 		t.Errorf("behind the link is %q, %v; want \"new\"", data, err)
 	}
-	if info, err := os.Lstat(link); err != nil || info.Mode().Type() != fs.ModeSymlink {
-		t.Errorf("the link is now %v, %v", info.Mode(), err)
+	is := func(path string, want fs.FileMode) {
+		t.Helper()
+		if info, err := os.Lstat(path); err != nil {
+			t.Fatal(err)
+		} else if got := info.Mode().Type(); got != want {
+			t.Fatalf("%s is now of type %v, want %v", filepath.Base(path), got, want)
+		}
 	}
+	is(link, fs.ModeSymlink)
 	read := make(chan string)
 	go func() {
 		data, err := os.ReadFile(pipe)
@@ -72,11 +78,9 @@ func TestWriteFileFollows(t *testing.T) {
 	if err := WriteFile(pipe, []byte("said")); err != nil {
 		t.Fatal(err)
 	}
+	is(pipe, fs.ModeNamedPipe) // else its reader waits for ever
 	if got := <-read; got != "said <nil>" {
 		t.Errorf("the pipe's reader got %q", got)
-	}
-	if info, err := os.Lstat(pipe); err != nil || info.Mode().Type() != fs.ModeNamedPipe {
-		t.Errorf("the pipe is now %v, %v", info.Mode(), err)
 	}
 }
 

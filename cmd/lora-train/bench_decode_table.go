@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"math"
 	"strings"
 
 	"loratrain/model"
@@ -122,17 +121,9 @@ func (o *decodeBench) table() string {
 		}
 		rows = append(rows, append(cells,
 			fmt.Sprintf("\t%.3f", r.MS.Median), fmt.Sprintf("\t%.3f", r.MS.Min), fmt.Sprintf("\t%.3f", r.MS.Max),
-			"\t"+few(r.TokensPerSecond), fmt.Sprintf("\t%.4g", r.Bytes/1e9), fmt.Sprintf("\t%.1f %%", 100*r.Share), ratio, r.RunsAs))
+			"\t"+threeDigits(r.TokensPerSecond), fmt.Sprintf("\t%.4g", r.Bytes/1e9), fmt.Sprintf("\t%.1f %%", 100*r.Share), ratio, r.RunsAs))
 	}
 	fmt.Fprintln(&text)
 	printTable(&text, rows)
 	return text.String()
-}
-
-// few is a rate with at least three digits.
-func few(rate float64) string {
-	if rate < 100 {
-		return fmt.Sprintf("%.3g", rate)
-	}
-	return count(int(math.Round(rate)))
 }

@@ -172,13 +172,14 @@ func (m *switchMeasurement) run() error {
 
 // enough refuses a model that the machine has no memory for: on the CPU memory is taken when it is written to, and too much ends the program.
 func (m *switchMeasurement) enough(arch model.Arch) error {
-	bytes := 0
-	for _, t := range model.AllTargets() {
+	all := model.AllTargets()
+	bytes := model.CopyBytes(kernels.BF16, arch, all) + model.CopyBytes(m.b.Float(), arch, all)
+	for _, t := range all {
 		in, out := arch.Shape(t)
-		bytes += in*out*(kernels.BF16.Size()+m.b.Float().Size()) + m.out.Experts*m.out.Rank*(in+out)*kernels.BF16.Size()
+		bytes += arch.Layers * m.out.Experts * m.out.Rank * (in + out) * kernels.BF16.Size()
 	}
 	what := fmt.Sprintf("%s with a copy of its weights and %d experts of rank %d", m.out.Model, m.out.Experts, m.out.Rank)
-	if err := model.Enough(m.b, what, bytes*arch.Layers); err != nil {
+	if err := model.Enough(m.b, what, bytes); err != nil {
 		return fmt.Errorf("%w\ngive a smaller --shape, fewer --experts or a smaller --rank, or free memory", err)
 	}
 	return nil

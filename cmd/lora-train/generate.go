@@ -96,8 +96,6 @@ func (f *generateFlags) check(given func(flag string) bool) error {
 		return usagef("0 chooses among all tokens", "--top-k %d: expected 0 or more", f.rule.TopK)
 	case !(f.rule.TopP > 0 && f.rule.TopP <= 1):
 		return usagef("1 chooses among all tokens", "--top-p %v: expected more than 0, up to 1", f.rule.TopP)
-	case t == 0 && (given("top-k") || given("top-p")):
-		return usagef("give --temperature above 0, or leave them out", "--top-k and --top-p: without --temperature the likeliest token is taken")
 	case f.context < 0:
 		return usagef("leave it out to have room for prompt and text", "--context %d: expected 1 or more", f.context)
 	case f.mode != "" && !slices.Contains(model.Modes(router.Token), model.Mode(f.mode)):

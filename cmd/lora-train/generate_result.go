@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"math"
 
 	"loratrain/model"
 )
@@ -73,9 +72,4 @@ func seconds(s float64) string {
 	return fmt.Sprintf("%.1f s", s)
 }
 
-func perSecond(rate float64) string {
-	if rate < 10 {
-		return fmt.Sprintf("%.1f tokens/s", rate)
-	}
-	return count(int(math.Round(rate))) + " tokens/s"
-}
+func perSecond(rate float64) string { return threeDigits(rate) + " tokens/s" }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -61,6 +62,14 @@ func count(n int) string {
 		digits = digits[:i] + "," + digits[i:]
 	}
 	return digits
+}
+
+// threeDigits writes a number with three digits, or with all those before the point if there are more.
+func threeDigits(x float64) string {
+	if x < 100 {
+		return fmt.Sprintf("%.3g", x)
+	}
+	return count(int(math.Round(x)))
 }
 
 // bytesText writes a size in the unit that suits it, of powers of 1000.
