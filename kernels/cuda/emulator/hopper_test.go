@@ -79,6 +79,18 @@ func TestBlocksTogether(t *testing.T) {
 		equal(t, "what blocks said", get[int32](t, d, y, n), slices.Repeat([]int32{1}, n))
 		d.Launch("some", cuda.Launch{Block: [3]int{96}, Shared: 16}, y, int32(64))
 		equal(t, "behind a barrier of two warps", get[float32](t, d, y, 1), []float32{1})
+		d.Launch("told", cuda.Launch{Block: [3]int{128}, Shared: 4 * 128}, y)
+		equal(t, "threads that had arrived", get[float32](t, d, y, 1), []float32{96})
+	}
+}
+
+func TestLateWarp(t *testing.T) {
+	d, _ := openHopper(t, Late)
+	y := alloc(t, d, 4*3)
+	d.Launch("turns", cuda.Launch{Grid: [3]int{3}, Block: [3]int{64}, Shared: 16}, y)
+	got := get[int32](t, d, y, 3)
+	if got[0] == 100 || got[1] == 100 || got[2] != 100 {
+		t.Errorf("%d turns of the second warp's before the first of each of three blocks went on, expected 100 in the last block alone", got)
 	}
 }
 

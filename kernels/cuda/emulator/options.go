@@ -11,14 +11,16 @@ import (
 // random order.
 type Order uint64
 
-// The lowest thread first, or the highest.
+// The lowest thread first, or the highest; or the lowest, but the last block's first warp falls behind the rest of its block and the other blocks
+// wherever some warps meet.
 const (
 	Forward Order = iota
 	Backward
+	Late
 )
 
 // Options says what to run and how. The zero Options is the kernels of package cuda, in the order that LORA_EMULATOR_ORDER
-// names (forward, backward or a seed), or else forward.
+// names (forward, backward, late or a seed), or else forward.
 type Options struct {
 	Sources string // folder of the .cu files, or empty
 	Order   Order
@@ -38,10 +40,12 @@ func (o Options) order() (Order, error) {
 		return Forward, nil
 	case "backward":
 		return Backward, nil
+	case "late":
+		return Late, nil
 	default:
 		n, err := strconv.ParseUint(s, 10, 64)
 		if err != nil {
-			return 0, fmt.Errorf("%s is %q\nset it to forward, backward or a number", orderVariable, s)
+			return 0, fmt.Errorf("%s is %q\nset it to forward, backward, late or a number", orderVariable, s)
 		}
 		return Order(n), nil
 	}

@@ -118,7 +118,7 @@ void Worker::wake_lanes(unsigned mask) {
 
 Fiber *Worker::next() {
     if (queued == 0) return nullptr;
-    if (launch->order != forward && launch->order != backward) {
+    if (launch->order > late) {
         std::swap(queue[queued - 1], queue[shuffled(random) % (uint64_t)queued]);
     }
     return queue[--queued];
@@ -149,6 +149,12 @@ void Worker::yield() {
     queue[0] = &f;
     queued++;
     rest();
+}
+
+void Worker::fall_behind() {
+    const dim3 &all = launch->blocks;
+    if (launch->order != late || number(*running) >= 32 || block.x + 1 != all.x || block.y + 1 != all.y || block.z + 1 != all.z) return;
+    for (int turns = 300; turns > 0; turns--) yield();
 }
 
 void Worker::leave() {

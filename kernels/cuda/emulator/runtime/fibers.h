@@ -76,7 +76,7 @@ struct Launch {
 };
 
 // The orders in which threads and blocks run. Any other number is the seed of a random one.
-constexpr uint64_t forward = 0, backward = 1;
+constexpr uint64_t forward = 0, backward = 1, late = 2;
 
 struct Span {
     unsigned char *at;
@@ -103,6 +103,8 @@ class Worker {
     void wake_lanes(unsigned mask);
     int barrier(bool yes);
     void yield();
+    // Lets all others take some turns if this is the warp that comes late.
+    void fall_behind();
     [[noreturn]] void leave();
     // Keeps a message, behind the block and the thread that it is about.
     void say(const char *text);

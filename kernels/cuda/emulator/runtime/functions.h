@@ -140,6 +140,7 @@ inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b)
 }
 
 template <class T> inline T emulated_add(T *p, T x) { return __atomic_fetch_add(p, x, __ATOMIC_RELAXED); }
+inline unsigned atomicExch(unsigned *p, unsigned x) { return __atomic_exchange_n(p, x, __ATOMIC_RELAXED); }
 inline unsigned atomicOr(unsigned *p, unsigned x) { return __atomic_fetch_or(p, x, __ATOMIC_RELAXED); }
 inline int atomicAdd(int *p, int x) { return emulated_add(p, x); }
 inline unsigned atomicAdd(unsigned *p, unsigned x) { return emulated_add(p, x); }

@@ -98,13 +98,15 @@ void emulated_copy_box(void *to, const TensorMap *map, int x, int y, Barrier *fu
     worker->boxes.push_back({(unsigned char *)to, map, x, y, full});
 }
 
+void emulated_threads_arrive(int barrier, int threads) {
+    Worker::Named &n = worker->named[barrier & 15];
+    if (++n.came == threads) n.came = 0, n.turn++;
+}
 void emulated_threads_sync(int barrier, int threads) {
+    worker->fall_behind();
     Worker::Named &n = worker->named[barrier & 15];
     int turn = n.turn;
-    if (++n.came == threads) {
-        n.came = 0, n.turn++;
-        return;
-    }
+    emulated_threads_arrive(barrier, threads);
     for (int looks = 0; n.turn == turn; worker->yield())
         if (++looks == patience) emulated_fail("waits in vain at barrier %d, where %d threads are of %d", barrier, n.came, threads);
 }

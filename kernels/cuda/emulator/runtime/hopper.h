@@ -14,6 +14,7 @@ void emulated_barrier_arrive(Barrier *b, int bytes);
 void emulated_barrier_wait(Barrier *b, unsigned parity);
 void emulated_copy_box(void *to, const TensorMap *map, int x, int y, Barrier *full);
 void emulated_threads_sync(int barrier, int threads);
+void emulated_threads_arrive(int barrier, int threads);
 // Lets the other threads run: for those that wait for memory.
 void emulated_yield();
 }
@@ -28,3 +29,4 @@ inline void copy_box(void *to, const TensorMap *map, int x, int y, Barrier *full
 template <int n> void more_registers() {}
 template <int n> void fewer_registers() {}
 inline void threads_sync(int barrier, int threads) { emulated_threads_sync(barrier, threads); }
+inline void threads_arrive(int barrier, int threads) { emulated_threads_arrive(barrier, threads); }

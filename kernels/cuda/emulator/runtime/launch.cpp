@@ -158,7 +158,7 @@ int emulated_launch(Request *r) {
     std::atomic<uint64_t> next = 0;
     // A random order is i ↦ start + i·step, which meets all blocks if step and count have no common divisor.
     uint64_t seed = l.order, step = 1, start = 0;
-    if (l.order != forward && l.order != backward) {
+    if (l.order > late) {
         start = shuffled(seed) % count;
         do step = shuffled(seed) % count + 1;
         while (std::__gcd(step, count) != 1);

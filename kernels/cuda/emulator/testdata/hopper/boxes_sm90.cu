@@ -42,6 +42,36 @@ extern "C" __global__ void some(float *y, int threads) {
 }
 KERNEL(some)
 
+// Warps of a block write and arrive; the first waits for them: y = how many threads have written.
+extern "C" __global__ void told(float *y) {
+    DYNAMIC_SHARED(volatile int, wrote);
+    wrote[threadIdx.x] = 0;
+    __syncthreads();
+    if (threadIdx.x >= 32) {
+        wrote[threadIdx.x] = 1;
+        threads_arrive(1, blockDim.x);
+        return;
+    }
+    threads_sync(1, blockDim.x);
+    float sum = 0;
+    for (int i = 0; i < (int)blockDim.x; i++) sum += wrote[i];
+    if (threadIdx.x == 0) *y = sum;
+}
+KERNEL(told)
+
+// y[block] = how many turns the second warp has taken, of 100, when the first has met by itself.
+extern "C" __global__ void turns(int *y) {
+    DYNAMIC_SHARED(volatile int, taken);
+    if (threadIdx.x == 0) *taken = 0;
+    __syncthreads();
+    if (threadIdx.x == 32)
+        while (*taken < 100) ++*taken, emulated_yield();
+    if (threadIdx.x >= 32) return;
+    threads_sync(1, 32);
+    if (threadIdx.x == 0) y[blockIdx.x] = *taken;
+}
+KERNEL(turns)
+
 // Each block says that it is there and waits for all others.
 extern "C" __global__ void together(int *said) {
     __atomic_store_n(said + blockIdx.x, 1, __ATOMIC_RELEASE);
