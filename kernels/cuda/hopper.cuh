@@ -106,6 +106,8 @@ template <int n> __device__ inline void fewer_registers() { asm volatile("setmax
 
 // Waits for so many threads, whole warps, at barrier 1, 2, …
 __device__ inline void threads_sync(int barrier, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory"); }
+// Counts among them, and does not wait.
+__device__ inline void threads_arrive(int barrier, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory"); }
 
 // What wgmma is told of panels in shared memory, with chunks swapped as boxes are. A panel has rows of 64 elements, eight in 1024 bytes. Those of
 // Along have the depth along a row, and any number of rows. Those of Deep have a row for each of 64 numbers of the depth; `panel` bytes are between

@@ -98,8 +98,8 @@ func (b *Backend) streamTakes(m kernels.StepModel) (s streamShape, err error) {
 		err = fmt.Errorf("%d query heads to a key-value head: up to %d are taken", group, streamGroup)
 	case width%streamCols != 0 || mlp%streamCols != 0 || s.heads.Query*s.heads.Dim%streamCols != 0:
 		err = fmt.Errorf("widths of %d and %d: whole multiples of %d are taken", width, mlp, streamCols)
-	case vocab%2 != 0 || m.Sequences > streamSequences:
-		err = fmt.Errorf("a vocabulary of %d and %d sequences: even ones and up to %d are taken", vocab, m.Sequences, streamSequences)
+	case m.Sequences > streamSequences:
+		err = fmt.Errorf("%d sequences: up to %d are taken", m.Sequences, streamSequences)
 	case s.chosen*s.sequences > streamChoices || s.experts > streamExperts || s.rank%8 != 0 || min(s.experts, s.chosen*s.sequences) > streamActive:
 		err = fmt.Errorf("%d experts of rank %d: up to %d of ranks that 8 divides are taken", s.experts, s.rank, streamExperts)
 	}
@@ -233,6 +233,7 @@ func (s *stream) divide(shape streamShape, plan *streamPlan) error {
 	if shape.shared() {
 		a.UnderWayFilling = streamUnderWayFilling
 	}
+	// Its blocks wait for each other, so all must be on the card at once: one for each multiprocessor, and nothing else runs meanwhile in a device's queue.
 	s.kernel = fmt.Sprintf("stream_%s_%d", shape.kernel(), dim)
 	s.launch = Launch{Grid: [3]int{shape.blocks}, Block: [3]int{streamBlockThreads}, Shared: int(a.Stages)*(streamStage+16) + fixed}
 	return nil

@@ -175,7 +175,7 @@ template <bool SHARED, int DIM> struct StreamAttention : StreamFill<SHARED, DIM>
             Stages k = stages(n);
             if (has) score(q, k[own], said);
             let_go(k);
-            threads_sync(2 + four, stream_workers / 2);
+            threads_sync(stream_meet_four + four, stream_workers / 2);
             Stages v = stages(n);
             if (has) {
                 float p[16];
@@ -221,7 +221,7 @@ template <bool SHARED, int DIM> struct StreamAttention : StreamFill<SHARED, DIM>
         int four = two ? warp / 4 : 0, group = m.group;
         const StreamItem &it = both.item(four);
         if (two)
-            threads_sync(2 + four, stream_workers / 2);
+            threads_sync(stream_meet_four + four, stream_workers / 2);
         else
             meet();
         outs += four * group * DIM, scales += four * group * 2;
@@ -247,7 +247,7 @@ template <bool SHARED, int DIM> struct StreamAttention : StreamFill<SHARED, DIM>
         }
         // What has been read may be written again.
         if (two)
-            threads_sync(2 + four, stream_workers / 2);
+            threads_sync(stream_meet_four + four, stream_workers / 2);
         else
             meet();
     }

@@ -10,6 +10,10 @@ constexpr int stream_warps = 8, stream_workers = 32 * stream_warps, stream_threa
 template <int SEQUENCES> constexpr int stream_registers = SEQUENCES > 16 ? 216 : 208;
 template <int SEQUENCES> constexpr int stream_other_registers = SEQUENCES > 16 ? 72 : 88;
 
+// Barriers: where the warps that multiply meet, all of them and each four, and where they tell the warp that finds norms' factors that they have used
+// those of a layer.
+enum { stream_meet = 1, stream_meet_four, stream_used = stream_meet_four + 2 };
+
 enum Phase { into_attention, out_of_attention, into_mlp, out_of_mlp, into_logits };
 __device__ inline int phase_of(int target) {
     return target <= stream_v_proj ? into_attention : target == stream_o_proj ? out_of_attention : target <= stream_up_proj ? into_mlp
@@ -49,7 +53,8 @@ struct StreamStep {
     int top, active;         // sequences up to the last that is decoded; experts in use
     unsigned per_top;        // 2^32 / top, rounded up
     int mine;                // this block's items
-    int turn, filling;
+    int turn;
+    unsigned filling; // see fills
     int expert[stream_active];
     int ids[stream_choices];
     float weights[stream_choices];

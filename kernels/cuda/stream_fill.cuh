@@ -11,7 +11,7 @@ constexpr int stream_together_read = 8; // fours of words, of several sequences
 template <bool SHARED, int DIM> struct StreamFill : StreamWarp {
     static constexpr bool shared = SHARED;
 
-    __device__ void meet() const { threads_sync(1, stream_workers); }
+    __device__ void meet() const { threads_sync(stream_meet, stream_workers); }
 
     // For each pair of columns c, c + 1 of a part load(0, c, v), which reads at least what is not in v yet, until v is ready, and then store(0, c, v).
     template <class T, class L, class S> __device__ void each_pair(const StreamPart &part, L load, S store) const {
@@ -248,7 +248,7 @@ template <bool SHARED, int DIM> struct StreamFill : StreamWarp {
             if (!v.has_up()) v.up = glance((const longlong2 *)(sums + u.sums_at + (long long)s * u.stride + c));
         };
         auto store = [&](int s, int c, const GateUp &v) {
-            barrier_wait(normed + 1, l & 1); // here, for warps without anything to do may be behind
+            barrier_wait(normed + 1, l & 1);
             float rstd = factor[s];
             float a[2] = {rstd * sum_of(v.gate.x, v.gates), rstd * sum_of(v.gate.y, v.gates)};
             float b[2] = {rstd * sum_of(v.up.x, v.ups), rstd * sum_of(v.up.y, v.ups)};

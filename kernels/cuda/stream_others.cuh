@@ -3,13 +3,15 @@
 #include "stream_block.cuh"
 
 // Copies all that a block multiplies, keys and values, too, to the ring, in the order in which it is used.
-template <int DIM> struct StreamCopier : StreamWarp {
+template <int DIM, bool SHARED> struct StreamCopier : StreamWarp {
     int ahead = 0, oldest = 0;
     unsigned oldest_parity = 0;
 
     // Waits for room, and until no more than some copies are under way: more of them delay what blocks tell each other.
     __device__ unsigned char *room(int bytes) {
-        int most = *(volatile int *)&step.filling ? m.under_way_filling : m.under_way;
+        int most = m.under_way;
+        // One lane looks, atomically as it is written.
+        if (SHARED && __shfl_sync(0xffffffffu, lane == 0 ? atomicOr(&step.filling, 0u) : 0u, 0)) most = m.under_way_filling;
 #pragma unroll 1
         for (; ahead >= most; ahead--) {
             barrier_wait(full + oldest, oldest_parity);
@@ -130,7 +132,8 @@ struct StreamClearer : StreamWarp {
 };
 
 // Finds the factors of the norms before attention and before the MLP, when the squares of all slices are there. A lane has a sequence. In a block
-// that nobody waits for, others may already be at a later layer: then what it finds is of no use to anybody, but it must not wait for ever.
+// that nobody waits for, others may already be at a later layer: then what it finds is of no use to anybody, but it must not wait for ever. Between a
+// layer's two norms it waits for its own block's warps, of which one has waited for all factors before: it neither passes them nor writes what they read.
 template <bool SHARED> struct StreamNormer : StreamWarp {
     static constexpr int together = SHARED ? 16 : 4; // slices that are looked at at once
 
@@ -138,6 +141,7 @@ template <bool SHARED> struct StreamNormer : StreamWarp {
 #pragma unroll 1
         for (int i = 0; i < 2 * m.layers; i++) {
             int l = i / 2, mlp = i % 2;
+            if (mlp) threads_sync(stream_used, stream_workers + 32);
             const Said *squares = mlp ? m.squares_mlp : m.squares;
 #pragma unroll 1
             for (int s = lane; s < step.top; s += 32) {
@@ -154,8 +158,8 @@ template <bool SHARED> struct StreamNormer : StreamWarp {
                 }
                 step.rstd[mlp][l & 1][s] = rsqrtf(sum / m.width + m.eps);
             }
+            if (lane < step.top) barrier_arrive(normed + mlp);
             __syncwarp();
-            if (lane == 0) barrier_arrive(normed + mlp);
         }
     }
 };

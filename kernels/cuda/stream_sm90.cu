@@ -31,8 +31,8 @@ template <int SEQUENCES, int DIM, bool LOCAL> struct Stream : StreamAttention<(S
     using Attention = StreamAttention<(SEQUENCES > 1), DIM>;
     using Attention::fill, Attention::meet, Attention::read_words, Attention::shared, Attention::words;
     using StreamWarp::cleared, StreamWarp::complete, StreamWarp::eights, StreamWarp::empty, StreamWarp::full, StreamWarp::gated, StreamWarp::lane;
-    using StreamWarp::m, StreamWarp::next, StreamWarp::parity, StreamWarp::parts, StreamWarp::ring, StreamWarp::runs, StreamWarp::slot, StreamWarp::stage;
-    using StreamWarp::step, StreamWarp::warp, StreamWarp::x;
+    using StreamWarp::m, StreamWarp::next, StreamWarp::normed, StreamWarp::parity, StreamWarp::parts, StreamWarp::ring, StreamWarp::runs, StreamWarp::slot;
+    using StreamWarp::stage, StreamWarp::step, StreamWarp::warp, StreamWarp::x;
 
     // Where this thread begins to read its warp's 16 rows in a stage, and of x in shared memory, of rows stride apart, for ldmatrix. Chunks
     // of 16 bytes lie swapped by their row; two chunks further is one bit of the address.
@@ -88,7 +88,7 @@ template <int SEQUENCES, int DIM, bool LOCAL> struct Stream : StreamAttention<(S
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 int s = 8 * t + lane % 4 * 2 + i % 2;
-                if (s < step.top && row + lane / 4 + i / 2 * 8 < rows)
+                if ((shared ? step.live >> s & 1 : s == 0) && row + lane / 4 + i / 2 * 8 < rows)
                     overflow |= add_to_sum(sums + (long long)(8 * t + i % 2) * stride + i / 2 * 8, d[t][i]);
             }
         }
@@ -192,7 +192,8 @@ template <int SEQUENCES, int DIM, bool LOCAL> struct Stream : StreamAttention<(S
         for (int i = warp; i < step.top * parts; i += stream_warps) {
             int s = i / parts, k = (i - s * parts) * 32 + lane;
             const long long *from = sums + t.hidden_at + (long long)s * m.most_ranks + k;
-            if (k < rows) to[s * (m.most_ranks + 8) + k] = to_bf16(k < ranks ? gate_of(s, k) * complete(from, t.hidden_adds) : 0.f);
+            bool any = k < ranks && step.live >> s & 1;
+            if (k < rows) to[s * (m.most_ranks + 8) + k] = to_bf16(any ? gate_of(s, k) * complete(from, t.hidden_adds) : 0.f);
         }
         meet();
     }
@@ -283,13 +284,19 @@ template <int SEQUENCES, int DIM, bool LOCAL> struct Stream : StreamAttention<(S
             if (phase != into_attention) continue;
             long long next = l + 1 < m.layers ? of_layer(l + 1) : 0; // comes meanwhile
             this->attend(l);
+            if (threadIdx.x == 0) {
+                barrier_wait(normed, l & 1);
+                if (l > 0) barrier_wait(normed + 1, (l - 1) & 1);
+            }
+            __syncwarp();
             meet(); // nobody uses the layer before any more
+            threads_arrive(stream_used, stream_workers + 32); // nor the factors of its MLP and of this layer's attention
             keep_layer(l + 1, next);
         }
     }
     // Tells the copying warp whether this block waits for what others tell.
     __device__ void fills(bool yes) const {
-        if (shared && threadIdx.x == 0) *(volatile int *)&step.filling = yes;
+        if (shared && threadIdx.x == 0) atomicExch(&step.filling, (unsigned)yes);
     }
     // A thread's share of a layer, and where it goes.
     static_assert(sizeof(StreamLayer) <= 8 * stream_workers);
@@ -313,13 +320,14 @@ template <int SEQUENCES, int DIM, bool LOCAL> __device__ void stream(const Strea
     StreamRun *runs = (StreamRun *)(parts + m.parts_of_block);
 #pragma unroll 1
     for (int i = threadIdx.x; i < m.panels; i += stream_threads) added[i] = m.adds[i];
+    stream_begin(m, step, parts, runs, items, eights);
     if (threadIdx.x == 0) {
-        barrier_init(cleared, 1), barrier_init(normed, 1), barrier_init(normed + 1, 1);
+        int norming = max(1, min(32, step.top)); // lanes that find factors
+        barrier_init(cleared, 1), barrier_init(normed, norming), barrier_init(normed + 1, norming);
 #pragma unroll 1
         for (int i = 0; i < m.stages; i++) barrier_init(full + i, 1), barrier_init(empty + i, stream_warps);
         barriers_init_done();
     }
-    stream_begin(m, step, parts, runs, items, eights);
     __syncthreads();
     if (step.top == 0) return;
     StreamWarp me({step, memory, full, empty, cleared, normed, x, gated, parts - step.block.first_part[0], runs - parts[0].first_run, added, items, eights}, m);
@@ -329,7 +337,7 @@ template <int SEQUENCES, int DIM, bool LOCAL> __device__ void stream(const Strea
         return;
     }
     fewer_registers<stream_other_registers<SEQUENCES>>();
-    if (me.warp == stream_warps) StreamCopier<DIM>{me}.copy_all();
+    if (me.warp == stream_warps) StreamCopier<DIM, (SEQUENCES > 1)>{me}.copy_all();
     if (me.warp == stream_warps + 1) StreamClearer{me}.clear_all();
     if (me.warp == stream_warps + 2) StreamNormer<(SEQUENCES > 1)>{me}.norm_all();
 }

@@ -11,7 +11,7 @@ import (
 
 // TestStream runs the suite's decoding steps through stream_sm90.cu, as blocks that wait for each other.
 func TestStream(t *testing.T) {
-	for name, order := range map[string]emulator.Order{"forward": emulator.Forward, "backward": emulator.Backward, "random": 7} {
+	for name, order := range map[string]emulator.Order{"forward": emulator.Forward, "backward": emulator.Backward, "late": emulator.Late, "random": 7} {
 		t.Run(name, func(t *testing.T) {
 			kernelstest.Run(t, func(t testing.TB) kernels.Backend {
 				b, err := cuda.On(emulator.ForTest(t, emulator.Options{Order: order, Hopper: true}), cuda.Options{})
