@@ -76,6 +76,7 @@ struct StreamModel {
     int layers, width, heads, kv_heads, group, positions, sequences, window;
     int experts, rank, chosen, most_ranks, adapted; // adapted: a bit for each target
     int slices, slice_width; // of the width; the columns of one if blocks share the work
+    int squares_of_one;      // sums of squares that others are told of a sequence's residual stream
     int down_box, up_box;    // rows that are copied at a time of A and of B
     int panels;              // of all targets
     int stages, under_way, under_way_filling, x_size, gated_size, parts_of_block, items_of_block; // at most

@@ -36,16 +36,16 @@ type streamLayer struct {
 
 // streamModel is StreamModel of stream.cuh.
 type streamModel struct {
-	Maps, Layer, Runs, Parts, Blocks, Embed, Norm, Rope, Sums, Logits                     Address
-	Squares, SquaresMLP, LogitSquares, PartScale, PartSums, Adds                          Address
-	Tokens, Pos, IDs, Weights, Turn, Bad                                                  Address
-	XAt                                                                                   [streamPhases]int64
-	SlotSize, EarlySize                                                                   int64
-	Layers, Width, Heads, KVHeads, Group, Positions, Sequences, Window                    int32
-	Experts, Rank, Chosen, MostRanks, Adapted, Slices, SliceWidth, DownBox, UpBox, Panels int32
-	Stages, UnderWay, UnderWayFilling, XSize, GatedSize, PartsOfBlock, ItemsOfBlock       int32
-	Eps, Scale, SoftmaxScale                                                              float32
-	Target                                                                                [streamTargets]streamTarget
+	Maps, Layer, Runs, Parts, Blocks, Embed, Norm, Rope, Sums, Logits                                   Address
+	Squares, SquaresMLP, LogitSquares, PartScale, PartSums, Adds                                        Address
+	Tokens, Pos, IDs, Weights, Turn, Bad                                                                Address
+	XAt                                                                                                 [streamPhases]int64
+	SlotSize, EarlySize                                                                                 int64
+	Layers, Width, Heads, KVHeads, Group, Positions, Sequences, Window                                  int32
+	Experts, Rank, Chosen, MostRanks, Adapted, Slices, SliceWidth, SquaresOfOne, DownBox, UpBox, Panels int32
+	Stages, UnderWay, UnderWayFilling, XSize, GatedSize, PartsOfBlock, ItemsOfBlock                     int32
+	Eps, Scale, SoftmaxScale                                                                            float32
+	Target                                                                                              [streamTargets]streamTarget
 }
 
 // stream is a [kernels.Step] as one kernel.
@@ -130,7 +130,7 @@ func (s *stream) prepare(shape streamShape) error {
 		Layers: int32(len(m.Layers)), Width: int32(shape.width), Heads: int32(heads.Query), KVHeads: int32(heads.KV), Group: int32(heads.Query / heads.KV),
 		Positions: int32(m.Positions), Sequences: int32(m.Sequences), Window: int32(m.Window),
 		Experts: int32(shape.experts), Rank: int32(shape.rank), Chosen: int32(shape.chosen), MostRanks: int32(shape.ranks()),
-		Slices: int32(plan.slices), SliceWidth: int32(shape.sliceWidth()), DownBox: int32(shape.boxRows(16)), UpBox: int32(shape.boxRows(64)),
+		Slices: int32(plan.slices), SliceWidth: int32(shape.sliceWidth()), SquaresOfOne: int32(shape.squaresOfOne(plan.slices)), DownBox: int32(shape.boxRows(16)), UpBox: int32(shape.boxRows(64)),
 		Panels: plan.targets[streamHead].Panel, XAt: plan.xAt, SlotSize: plan.slotSize, EarlySize: plan.earlySize,
 		Eps: float32(m.Eps), Scale: float32(m.Scale), SoftmaxScale: float32(math.Log2E / math.Sqrt(float64(heads.Dim))), Target: plan.targets,
 	}
@@ -201,7 +201,8 @@ func (s *stream) prepare(shape streamShape) error {
 	a.Sums = take(kernels.F64, int(3*plan.slotSize))
 	a.Logits = take(kernels.F64, m.Sequences*shape.vocab)
 	said := func(n int) Address { return take(kernels.F64, n) } // numbers with a mark of when
-	a.Squares, a.SquaresMLP, a.LogitSquares = said(plan.slices*streamSequences), said(plan.slices*streamSequences), said(plan.slices*streamSequences)
+	squares := int(a.SquaresOfOne) * streamSequences
+	a.Squares, a.SquaresMLP, a.LogitSquares = said(squares), said(squares), said(squares)
 	parts := m.Sequences * heads.Query * streamSplits
 	a.PartScale, a.PartSums = said(2*parts), said(parts*heads.Dim)
 	a.Turn, a.Bad = take(kernels.I32, 1), take(kernels.I32, 1)
@@ -275,7 +276,7 @@ func (s *stream) Run(logits, tokens, pos, ids, weights kernels.Tensor) {
 	}
 	s.b.dev.Launch(s.kernel, s.launch, a)
 	s.b.dev.Launch("stream_logits", Launch{Grid: [3]int{ceil(s.vocab, 4*256), n}, Block: [3]int{256}},
-		at(logits), a.Logits, a.LogitSquares, a.Pos, a.Turn, a.Bad, int32(s.vocab), a.Width, a.Slices, a.Layers, a.Eps)
+		at(logits), a.Logits, a.LogitSquares, a.Pos, a.Turn, a.Bad, int32(s.vocab), a.Width, a.SquaresOfOne, a.Layers, a.Eps)
 }
 
 // Close gives memory back.

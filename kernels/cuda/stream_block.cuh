@@ -58,8 +58,6 @@ struct StreamStep {
     int expert[stream_active];
     int ids[stream_choices];
     float weights[stream_choices];
-    float squares[stream_warps];
-    float gates[stream_local_ranks]; // of the rows of the experts in use, of a sequence alone
     float rstd[2][2][stream_sequences]; // before attention and before the MLP, of layers with an even number and with an odd one
     StreamLayer layer[2];               // that of an even number and that of an odd one
 };

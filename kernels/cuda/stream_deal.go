@@ -159,8 +159,8 @@ func (p *planner) dealDown(phase, n int, edge func(int) int) {
 		}
 		for group := range p.ranks() / 16 {
 			for _, t := range phaseTargets[phase] {
-				for c := edge(slice); p.adapts(t) && c < edge(slice+1); c += streamWarps {
-					count, least := min(streamWarps, edge(slice+1)-c), from
+				for c := edge(slice); p.adapts(t) && c < edge(slice+1); c += streamDownCols {
+					count, least := min(streamDownCols, edge(slice+1)-c), from
 					for b := from; b < to; b++ {
 						if p.load[b] < p.load[least] {
 							least = b
@@ -168,7 +168,7 @@ func (p *planner) dealDown(phase, n int, edge func(int) int) {
 					}
 					p.give(least, phase, streamRun{runDown, int32(t), int32(group), int32(c * streamCols), int32(count)}, count*2048)
 					if group == 0 {
-						p.plan.targets[t].HiddenAdds += int32(count) // each warp has 64 of the columns
+						p.plan.targets[t].HiddenAdds += int32(min(count, streamWarps)) // of each warp that has columns
 					}
 				}
 			}

@@ -131,32 +131,43 @@ struct StreamClearer : StreamWarp {
     }
 };
 
-// Finds the factors of the norms before attention and before the MLP, when the squares of all slices are there. A lane has a sequence. In a block
-// that nobody waits for, others may already be at a later layer: then what it finds is of no use to anybody, but it must not wait for ever. Between a
-// layer's two norms it waits for its own block's warps, of which one has waited for all factors before: it neither passes them nor writes what they read.
+// Finds the factors of the norms before attention and before the MLP, when all sums of squares are there. A lane has a sequence or, of a sequence alone,
+// some of its sums. In a block that nobody waits for, others may already be at a later layer: then what it finds is of no use to anybody, but it must not
+// wait for ever. Between a layer's two norms it waits for its own block's warps, of which one has waited for all factors before: it neither passes them
+// nor writes what they read.
 template <bool SHARED> struct StreamNormer : StreamWarp {
-    static constexpr int together = SHARED ? 16 : 4; // slices that are looked at at once
+    static constexpr int together = SHARED ? 16 : 4; // sums that are looked at at once
 
+    // The sum of every step-th of a sequence's sums, from the first on.
+    __device__ float squares_of(const Said *squares, int first, int every, int l) const {
+        float sum;
+        Patience patience;
+        for (bool ready = false; !ready; patience.wait()) {
+            ready = true, sum = 0;
+#pragma unroll together
+            for (int j = first; j < m.squares_of_one; j += every) {
+                Said v = glance(squares + j * stream_sequences);
+                ready &= since(v.when, when(l), m.layers - l), sum += v.number;
+            }
+        }
+        return sum;
+    }
     __device__ void norm_all() const {
 #pragma unroll 1
         for (int i = 0; i < 2 * m.layers; i++) {
             int l = i / 2, mlp = i % 2;
             if (mlp) threads_sync(stream_used, stream_workers + 32);
             const Said *squares = mlp ? m.squares_mlp : m.squares;
+            float *factor = step.rstd[mlp][l & 1];
+            if constexpr (SHARED) {
 #pragma unroll 1
-            for (int s = lane; s < step.top; s += 32) {
-                if (step.pos[s] < 0) continue;
-                float sum;
-                Patience patience;
-                for (bool ready = false; !ready; patience.wait()) {
-                    ready = true, sum = 0;
-#pragma unroll together
-                    for (int j = 0; j < m.slices; j++) {
-                        Said v = glance(squares + j * stream_sequences + s);
-                        ready &= since(v.when, when(l), m.layers - l), sum += v.number;
-                    }
-                }
-                step.rstd[mlp][l & 1][s] = rsqrtf(sum / m.width + m.eps);
+                for (int s = lane; s < step.top; s += 32)
+                    if (step.pos[s] >= 0) factor[s] = rsqrtf(squares_of(squares + s, 0, 1, l) / m.width + m.eps);
+            } else {
+                float sum = squares_of(squares, lane, 32, l);
+                __syncwarp();
+                sum = warp_sum(sum);
+                if (lane == 0) *factor = rsqrtf(sum / m.width + m.eps);
             }
             if (lane < step.top) barrier_arrive(normed + mlp);
             __syncwarp();

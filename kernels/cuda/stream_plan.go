@@ -54,6 +54,7 @@ const (
 	streamLocalRanks = 32
 	streamSlices     = 32 // of a phase's columns, at most
 	streamItems      = 4  // of attention, whose queries a block reads at once
+	streamDownCols   = 16 // stages of columns of a run of A, at most
 	streamUpBehind   = 3  // stages, at least, behind which B is multiplied
 )
 
@@ -192,6 +193,14 @@ func (s streamShape) shared() bool { return s.sequences > 1 }
 
 // sliceWidth is the columns of the residual stream whose squares are added up by one warp.
 func (s streamShape) sliceWidth() int { return max(128, ceil(ceil(s.width, streamSlices), 64)*64) }
+
+// squaresOfOne is how many sums of squares the blocks tell each other of a sequence's residual stream in so many slices.
+func (s streamShape) squaresOfOne(slices int) int {
+	if s.shared() {
+		return slices
+	}
+	return slices * streamWarps
+}
 
 // rowsOfX is how many sequences' activations a block keeps.
 func (s streamShape) rowsOfX() int {

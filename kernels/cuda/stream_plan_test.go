@@ -75,7 +75,7 @@ func checkStreamPlan(t *testing.T, s streamShape, p *streamPlan) {
 					}
 				}
 				if r.Kind == runDown && r.Row == 0 {
-					downs[r.Target] += r.Count
+					downs[r.Target] += min(r.Count, streamWarps)
 				}
 				switch {
 				case phase == intoLogits:

@@ -29,7 +29,7 @@ template <int SEQUENCES, int DIM, bool LOCAL> struct Stream : StreamAttention<(S
     static constexpr int TILES = (SEQUENCES + 7) / 8, columns = 8 * TILES;
 
     using Attention = StreamAttention<(SEQUENCES > 1), DIM>;
-    using Attention::fill, Attention::meet, Attention::read_words, Attention::shared, Attention::words;
+    using Attention::fill, Attention::meet, Attention::read_words, Attention::shared;
     using StreamWarp::cleared, StreamWarp::complete, StreamWarp::eights, StreamWarp::empty, StreamWarp::full, StreamWarp::gated, StreamWarp::lane;
     using StreamWarp::m, StreamWarp::next, StreamWarp::normed, StreamWarp::parity, StreamWarp::parts, StreamWarp::ring, StreamWarp::runs, StreamWarp::slot;
     using StreamWarp::stage, StreamWarp::step, StreamWarp::warp, StreamWarp::x;
@@ -42,12 +42,15 @@ template <int SEQUENCES, int DIM, bool LOCAL> struct Stream : StreamAttention<(S
     }
     __device__ unsigned columns_at(int stride) const { return shared_at(x) + ((lane % 8) * stride + lane / 8 * 8) * 2; }
 
-    // d += the 16 rows at `rows` times 64 columns at `columns`, for each eight sequences. Two sums for each, so that products do not wait for
-    // each other.
-    __device__ static void multiply(float (&d)[2][TILES][4], unsigned rows, unsigned columns, int stride) {
-        unsigned a[4][4];
+    // 16 rows and 64 columns of weights, as tensor cores take them.
+    using Tile = unsigned[4][4];
+    Tile held; // see hold
+    __device__ static void load_rows(Tile &a, unsigned rows) {
 #pragma unroll
         for (int i = 0; i < 4; i++) ldmatrix(a[i], rows ^ 32 * i);
+    }
+    // d += a times 64 columns at `columns`, for each eight sequences. Two sums for each, so that products do not wait for each other.
+    __device__ static void multiply(float (&d)[2][TILES][4], const Tile &a, unsigned columns, int stride) {
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
             unsigned b[2][4];
@@ -57,9 +60,16 @@ template <int SEQUENCES, int DIM, bool LOCAL> struct Stream : StreamAttention<(S
             for (int i = 0; i < 4; i++) mma(d[i % 2][t], a[i], b[i / 2] + i % 2 * 2);
         }
     }
-    // d += this warp's rows of `count` stages times the columns of x from k on.
-    __device__ void multiply_stages(float (&d)[2][TILES][4], int count, int k, int stride) {
+    // The same of the 16 rows at `rows`.
+    __device__ static void multiply(float (&d)[2][TILES][4], unsigned rows, unsigned columns, int stride) {
+        Tile a;
+        load_rows(a, rows);
+        multiply(d, a, columns, stride);
+    }
+    // d += this warp's rows of `count` stages times the columns of x from k on; the first is in `held` if this holds.
+    __device__ void multiply_stages(float (&d)[2][TILES][4], int count, int k, int stride, bool holds) {
         unsigned rows = shared_at(ring) + rows_at(), columns = columns_at(stride) + 2 * k;
+        if (holds) multiply(d, held, columns, stride), count--, columns += 128;
 #pragma unroll 1
         for (; count > 0; count--, columns += 128) {
             barrier_wait(full + stage, parity);
@@ -84,7 +94,7 @@ template <int SEQUENCES, int DIM, bool LOCAL> struct Stream : StreamAttention<(S
         bool overflow = false;
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
-            if (8 * t >= step.top) break;
+            if (shared && 8 * t >= step.top) break;
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 int s = 8 * t + lane % 4 * 2 + i % 2;
@@ -100,7 +110,7 @@ template <int SEQUENCES, int DIM, bool LOCAL> struct Stream : StreamAttention<(S
         int stride = shared ? part.columns + 8 : 0, ranks = step.active * m.rank; // a sequence alone is all columns
 #pragma unroll 1
         for (int i = 0; i < part.runs; i++) {
-            const StreamRun &r = runs[part.first_run + i];
+            const StreamRun r = runs[part.first_run + i];
             const StreamTarget &t = m.target[r.target];
             bool down = !LOCAL && r.kind == stream_down;
             if (down && 16 * r.row >= ranks) continue;
@@ -108,12 +118,12 @@ template <int SEQUENCES, int DIM, bool LOCAL> struct Stream : StreamAttention<(S
             if (down)
                 multiply_down(both, r.count, r.column - part.first_column, stride);
             else
-                multiply_stages(both, r.count, r.column - part.first_column, stride);
+                multiply_stages(both, r.count, r.column - part.first_column, stride, !shared && i == 0);
             float(&d)[TILES][4] = both[0];
 #pragma unroll
             for (int i = 0; i < 4 * TILES; i++) d[i / 4][i % 4] += both[1][i / 4][i % 4];
             if constexpr (LOCAL)
-                if (r.kind == stream_weights_and_experts) multiply_experts(d[0], r.count, r.column - part.first_column);
+                if (r.kind == stream_weights_and_experts) multiply_experts(d[0], r.count, r.column - part.first_column, ranks);
             if (!LOCAL && r.kind == stream_weights_and_up) {
                 if (!(ready >> r.target & 1)) gate(t, sums);
                 ready |= 1 << r.target;
@@ -129,6 +139,13 @@ template <int SEQUENCES, int DIM, bool LOCAL> struct Stream : StreamAttention<(S
             add(d, sums + (down ? t.hidden_at : t.sums_at), row, down ? ranks : t.rows, down ? m.most_ranks : t.stride);
         }
     }
+    // A sequence alone takes this warp's rows of a part's first stage to registers before it waits for what they are multiplied with, if it is of weights.
+    __device__ void hold(const StreamPart &part) {
+        if (!LOCAL && runs[part.first_run].kind == stream_down) return;
+        barrier_wait(full + stage, parity);
+        load_rows(held, shared_at(ring) + rows_at() + stage * stream_stage);
+        release();
+    }
     __device__ void release() {
         __syncwarp();
         if (lane == 0) barrier_arrive(empty + stage);
@@ -137,38 +154,41 @@ template <int SEQUENCES, int DIM, bool LOCAL> struct Stream : StreamAttention<(S
 
     // What the experts in use add to this warp's rows, of a sequence alone: what A makes of the columns of a run is gated and multiplied with B by itself,
     // since all of it is linear.
-    __device__ void multiply_experts(float (&d)[4], int count, int k) {
+    __device__ void multiply_experts(float (&d)[4], int count, int k, int ranks) {
         constexpr int most = stream_local_ranks / 16;
-        int ranks = step.active * m.rank;
-        unsigned hidden[most][2], rows = shared_at(ring) + rows_at() - warp * 2048; // all warps have the same
+        float h[most][2][TILES][4] = {};
+        unsigned b[most][4], rows = shared_at(ring) + rows_at() - warp * 2048; // all warps have the same
         if (ranks == 0) return;
 #pragma unroll
         for (int q = 0; q < most; q++) {
             if (16 * q >= ranks) break;
-            float h[2][TILES][4] = {};
             unsigned columns = columns_at(0) + 2 * k;
 #pragma unroll 1
             for (int left = count; left > 0; left -= stream_warps) {
                 barrier_wait(full + stage, parity);
 #pragma unroll 1
-                for (int j = 0; j < min(left, stream_warps); j++, columns += 128) multiply(h, rows + stage * stream_stage + j * 2048, columns, 0);
+                for (int j = 0; j < min(left, stream_warps); j++, columns += 128) multiply(h[q], rows + stage * stream_stage + j * 2048, columns, 0);
                 release();
             }
-            const float *g = step.gates + 16 * q + lane / 4;
-#pragma unroll
-            for (int i = 0; i < 2; i++)
-                hidden[q][i] = transpose(pack(g[8 * i] * (h[0][0][2 * i] + h[1][0][2 * i]), g[8 * i] * (h[0][0][2 * i + 1] + h[1][0][2 * i + 1])));
         }
         barrier_wait(full + stage, parity);
 #pragma unroll
+        for (int q = 0; q < most; q++)
+            if (16 * q < ranks) up_of(b[q], ring + stage * stream_stage, q);
+        release();
+#pragma unroll
         for (int q = 0; q < most; q++) {
             if (16 * q >= ranks) break;
-            unsigned a[4];
-            up_of(a, ring + stage * stream_stage, q);
-            mma(d, a, hidden[q]);
+            unsigned hidden[2];
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const float *x = h[q][0][0] + 2 * i, *y = h[q][1][0] + 2 * i;
+                hidden[i] = transpose(pack(gates[q][i] * (x[0] + y[0]), gates[q][i] * (x[1] + y[1])));
+            }
+            mma(d, b[q], hidden);
         }
-        release();
     }
+    float gates[stream_local_ranks / 16][2]; // of the rows of the experts in use of which a lane has hidden numbers, of a sequence alone
 
     // The hidden numbers of a phase's targets as right sides for multiply_up.
     __device__ bf16 *gated_of(int place) const { return gated + place * columns * (m.most_ranks + 8); }
@@ -243,14 +263,18 @@ template <int SEQUENCES, int DIM, bool LOCAL> struct Stream : StreamAttention<(S
     // For the logits it is enough that the last layer but one is over.
     __device__ void multiply_all() {
         keep_layer(0, of_layer(0));
-        if (LOCAL && threadIdx.x < stream_local_ranks) step.gates[threadIdx.x] = (int)threadIdx.x < step.active * m.rank ? gate_of(0, threadIdx.x) : 0.f;
+        if constexpr (LOCAL)
+#pragma unroll
+            for (int i = 0; i < stream_local_ranks / 8; i++) {
+                int row = 8 * i + lane / 4;
+                gates[i / 2][i % 2] = row < step.active * m.rank ? gate_of(0, row) : 0.f;
+            }
         meet();
         int known = 0;
 #pragma unroll 1
         for (int i = 0; i <= 4 * m.layers; i++) {
             int l = i / 4, phase = i == 4 * m.layers ? into_logits : i % 4;
             int first = step.block.first_part[phase], end = step.block.first_part[phase + 1];
-            int width = phase == out_of_mlp ? m.target[stream_gate_proj].rows : phase == out_of_attention ? m.heads * DIM : m.width;
             unsigned ready = 0;
             if constexpr (shared) {
                 if (phase == into_attention) meet(); // the layer has been fetched
@@ -265,17 +289,18 @@ template <int SEQUENCES, int DIM, bool LOCAL> struct Stream : StreamAttention<(S
             if (phase == into_logits && !step.block.sharers) wait_for_last(), known = l;
 #pragma unroll 1
             for (int k = first; k < end; k++) {
-                const StreamPart &part = parts[k];
+                const StreamPart part = parts[k];
                 if (!used(part)) continue;
                 if (known != l && (shared || phase == out_of_mlp)) wait_for(l);
                 known = l;
-                meet(); // x is free
-                if constexpr (shared)
-                    read_words(part, words(phase, l), width);
-                else
-                    fill(phase, l, part);
                 // Those who see these sums may use what this block has cleared.
                 if (phase == into_mlp && step.block.clearers) barrier_wait(cleared, l & 1);
+                if constexpr (!shared) hold(part);
+                meet(); // x is free
+                if constexpr (shared)
+                    read_words(phase, l, part);
+                else
+                    fill(phase, l, part);
                 meet();
                 fills(false);
                 run_all(part, phase == into_logits ? m.logits : slot(l), ready);
@@ -351,10 +376,10 @@ template <int SEQUENCES, int DIM, bool LOCAL> __device__ void stream(const Strea
 STREAMS(64)
 STREAMS(128)
 
-// logits = the sums, times the last norm's factor; the sums are cleared for the next step, but those of skipped sequences, to which zeros were added,
+// logits = the sums, times the last norm's factor; the sums are cleared for the next step, but those of skipped sequences, to which nothing was added,
 // and the slots take a turn. A row of blocks to a sequence.
 extern "C" __global__ void stream_logits(float *logits, long long *sums, const Said *squares, const int *pos, int *turn, const int *bad, int vocab,
-                                         int width, int slices, int layers, float eps) {
+                                         int width, int squares_of_one, int layers, float eps) {
     if (threadIdx.x == 0 && blockIdx.x == 0 && blockIdx.y == 0) {
         bool any = false;
         for (int s = 0; s < (int)gridDim.y; s++) any |= pos[s] >= 0;
@@ -363,7 +388,8 @@ extern "C" __global__ void stream_logits(float *logits, long long *sums, const S
     int s = blockIdx.y, i = 4 * (blockIdx.x * blockDim.x + threadIdx.x);
     if (pos[s] < 0 || i >= vocab) return;
     float sum = 0;
-    for (int j = 0; j < slices; j++) sum += squares[j * stream_sequences + s].number;
+#pragma unroll 8
+    for (int j = 0; j < squares_of_one; j++) sum += squares[j * stream_sequences + s].number;
     float r = *bad ? __uint_as_float(0x7fc00000u) : rsqrtf(sum / width + eps);
     for (int j = i; j < min(i + 4, vocab); j++) {
         long long at = (long long)s * vocab + j;
