@@ -149,7 +149,7 @@ func (p *planner) give(block, phase int, r streamRun, bytes int) {
 	p.load[block] += bytes
 }
 
-// dealDown deals the experts' A: 16 rows of them and up to eight stages of columns at a time, to those blocks of the ones that will have these
+// dealDown deals the experts' A: 16 rows of them and up to streamDownCols stages of columns at a time, to those blocks of the ones that will have these
 // columns that have least to do.
 func (p *planner) dealDown(phase, n int, edge func(int) int) {
 	for slice := range n {

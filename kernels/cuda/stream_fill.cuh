@@ -14,7 +14,7 @@ template <bool SHARED, int DIM> struct StreamFill : StreamWarp {
     __device__ void meet() const { threads_sync(stream_meet, stream_workers); }
 
     // Looks at all of v, as often as some are not ready. One look follows the other as fast as they can, for nothing else says that something has come:
-    // a look must be no more than loads and comparisons.
+    // a look that finds nothing must be no more than loads and comparisons.
     template <class T, int n> __device__ static void await(T (&v)[n]) {
         Patience patience;
         for (bool ready = false; !ready; patience.wait()) {
@@ -140,7 +140,8 @@ template <bool SHARED, int DIM> struct StreamFill : StreamWarp {
     };
     // The residual stream before a phase of layer l, times its norm's weight: the embedding or the sums of the linear layer before, to which it has
     // been added. It is added, with its bias, to the sums of the linear layer that comes next, and others are told the sums of its squares: by whoever
-    // makes it for all, or by each warp of one block of those that make a slice for themselves. Returns whether this warp has seen any sums.
+    // makes it for all, or by each warp of one block of those that make a slice for themselves. Returns whether this warp has seen any sums, if
+    // blocks share the work.
     __device__ bool fill_stream(int phase, int l, const StreamPart &part) {
         const StreamLayer &layer = step.layer[l & 1]; // none behind the last
         const float *norm = phase == into_logits ? m.norm : phase == into_mlp ? layer.post_norm : layer.input_norm;

@@ -131,14 +131,14 @@ struct StreamClearer : StreamWarp {
     }
 };
 
-// Finds the factors of the norms before attention and before the MLP, when all sums of squares are there. A lane has a sequence or, of a sequence alone,
-// some of its sums. In a block that nobody waits for, others may already be at a later layer: then what it finds is of no use to anybody, but it must not
-// wait for ever. Between a layer's two norms it waits for its own block's warps, of which one has waited for all factors before: it neither passes them
-// nor writes what they read.
+// Finds the factors of the norms before attention and before the MLP, when all sums of squares are there. A lane has every 32nd sequence or, of a
+// sequence alone, every 32nd of its sums. In a block that nobody waits for, others may already be at a later layer: then what it finds is of no use to
+// anybody, but it must not wait for ever. Between a layer's two norms it waits for its own block's warps, of which one has waited for all factors before:
+// it neither passes them nor writes what they read.
 template <bool SHARED> struct StreamNormer : StreamWarp {
     static constexpr int together = SHARED ? 16 : 4; // sums that are looked at at once
 
-    // The sum of every step-th of a sequence's sums, from the first on.
+    // The sum of a sequence's sums number first, first + every and so on.
     __device__ float squares_of(const Said *squares, int first, int every, int l) const {
         float sum;
         Patience patience;

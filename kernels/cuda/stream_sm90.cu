@@ -236,7 +236,7 @@ template <int SEQUENCES, int DIM, bool LOCAL> struct Stream : StreamAttention<(S
         }
     }
 
-    // Waits until the layer before one is over, which who says the squares before its attention has seen. Then all sums and words of a slot that are
+    // Waits until the layer before one is over, which who says the first squares before its attention has seen. Then all sums and words of a slot that are
     // used now have been cleared since they were used last: whoever is to clear them does it before he adds his products into the MLP. Others may be
     // at a later layer by now, for nobody need wait for this block yet.
     __device__ void wait_for(int layer) const {

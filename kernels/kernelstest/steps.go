@@ -70,6 +70,7 @@ var stepCases = []stepCase{
 	{name: "sixteen sequences", layers: 2, width: 192, mlp: 256, vocab: 130, heads: kernels.Heads{Query: 4, KV: 2, Dim: 128}, experts: 5, rank: 24, chosen: 1, from: []int{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 63, 64, 65, 1, 60}, rests: [][]int{{0, 1}, {0, 15}}, steps: 2, positions: 70},
 	{name: "rows of A that are not in use", layers: 2, width: 64, mlp: 128, vocab: 64, heads: kernels.Heads{Query: 4, KV: 2, Dim: 128}, experts: 2, rank: 32, chosen: 2, only: []int{1, 3, 4, 5, 6}, twice: true, from: []int{0}, steps: 3, positions: 8},
 	{name: "an odd vocabulary", layers: 2, width: 64, mlp: 128, vocab: 131, heads: kernels.Heads{Query: 2, KV: 1, Dim: 64}, experts: 3, rank: 8, chosen: 2, from: []int{5, -1, 6}, rests: [][]int{{0}}, steps: 3, positions: 12},
+	{name: "long runs of A", layers: 2, width: 704, mlp: 1088, vocab: 131, heads: kernels.Heads{Query: 10, KV: 5, Dim: 64}, experts: 4, rank: 24, chosen: 2, from: []int{3}, steps: 2, positions: 70},
 }
 
 // testDecodingStep compares whole decoding steps with the same made of the reference's operations. A backend that has none for the smallest model
