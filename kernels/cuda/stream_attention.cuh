@@ -22,7 +22,7 @@ template <bool SHARED, int DIM> struct StreamAttention : StreamFill<SHARED, DIM>
         long long sum[DIM / 32];
         float turn[DIM / 32]; // the rotation's cosines, then its sines
 
-        __device__ void load() {
+        __device__ void look() {
             if (item)
 #pragma unroll
                 for (int j = 0; j < DIM / 32; j++) sum[j] = glance(from + 32 * j);
@@ -102,14 +102,7 @@ template <bool SHARED, int DIM> struct StreamAttention : StreamFill<SHARED, DIM>
 #pragma unroll
                 for (int k = 0; k < together; k++) row[k] = row_of(items + i, n, r + k * stream_warps, slot(l));
                 barrier_wait(normed, l & 1);
-                Patience patience;
-                for (bool ready = false; !ready; patience.wait()) {
-                    ready = true;
-#pragma unroll
-                    for (int k = 0; k < together; k++) row[k].load();
-#pragma unroll
-                    for (int k = 0; k < together; k++) ready &= row[k].ready();
-                }
+                this->await(row);
 #pragma unroll
                 for (int k = 0; k < together; k++) finish(row[k], l, heads + (r + k * stream_warps) * head_stride);
             }
