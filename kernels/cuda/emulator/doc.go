@@ -18,15 +18,16 @@
 //	go test ./kernels/cuda -run 'TestContract/.*/Sum'
 //	go test ./kernels/cuda
 //	LORA_EMULATOR_ORDER=backward go test ./kernels/cuda
+//	LORA_EMULATOR_ORDER=late go test ./kernels/cuda
 //	LORA_EMULATOR_ORDER=12345 go test ./kernels/cuda
 //
 // Without a compiler these tests are skipped; LORA_EMULATOR=require makes them fail instead. To debug a kernel call
 // printf in it: the .cu files see stdio.h when EMULATED is defined.
 //
-// Caveats. Linux on amd64 and arm64 only. Of the kernels for Hopper alone, in files NAME_sm90.cu, there are only those that need neither wgmma nor
-// clusters, if [Options] ask for them. A file that
-// does not compile is reported when a kernel is launched that no other file has. A kernel may not have the name of a
-// template. Loops without end hang. Blocks run to their end, two at a time: more that wait for each other hang, and a
-// race between blocks shows rarely. Not found: what depends on a GPU's memory model, races that every order hides,
-// accesses outside of a static array through a pointer. Products and mma sum in order; a GPU does not.
+// Caveats. Linux on amd64 and arm64 only. Of the kernels for Hopper alone, in files NAME_sm90.cu, there are only those
+// that need neither wgmma nor clusters, if [Options] ask for them. A file that does not compile is reported when a
+// kernel is launched that no other file has. A kernel may not have the name of a template. Loops without end hang. Blocks
+// run to their end, four at a time: more that wait for each other hang, and a race between blocks shows rarely. Not found:
+// what depends on a GPU's memory model, races that every order hides, accesses outside of a static array through a
+// pointer. Products and mma sum in order; a GPU does not.
 package emulator
