@@ -131,9 +131,10 @@ func TestNoBLAS(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte("none"), 0o644); err != nil {
 			t.Fatal(err)
 		}
-	}
-	if _, err := os.Stat("/usr/local/cuda/lib64"); err == nil {
-		t.Skip("/usr/local/cuda/lib64 may have cuBLAS")
+		toolkit := filepath.Join("/usr/local/cuda/lib64", name)
+		if _, err := os.Stat(toolkit); err == nil {
+			t.Skipf("%s is there and would be found: this runs only without it", toolkit)
+		}
 	}
 	out, _ := playIn(t, dir, "open")
 	sayInLines(t, out, []string{"GPU 0, Fake Card: no cuBLAS: ", "pip install nvidia-cublas"})
