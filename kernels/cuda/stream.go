@@ -130,7 +130,8 @@ func (s *stream) prepare(shape streamShape) error {
 		Layers: int32(len(m.Layers)), Width: int32(shape.width), Heads: int32(heads.Query), KVHeads: int32(heads.KV), Group: int32(heads.Query / heads.KV),
 		Positions: int32(m.Positions), Sequences: int32(m.Sequences), Window: int32(m.Window),
 		Experts: int32(shape.experts), Rank: int32(shape.rank), Chosen: int32(shape.chosen), MostRanks: int32(shape.ranks()),
-		Slices: int32(plan.slices), SliceWidth: int32(shape.sliceWidth()), SquaresOfOne: int32(shape.squaresOfOne(plan.slices)), DownBox: int32(shape.boxRows(16)), UpBox: int32(shape.boxRows(64)),
+		Slices: int32(plan.slices), SliceWidth: int32(shape.sliceWidth()), SquaresOfOne: int32(shape.squaresOfOne(plan.slices)),
+		DownBox: int32(shape.boxRows(16)), UpBox: int32(shape.boxRows(64)),
 		Panels: plan.targets[streamHead].Panel, XAt: plan.xAt, SlotSize: plan.slotSize, EarlySize: plan.earlySize,
 		Eps: float32(m.Eps), Scale: float32(m.Scale), SoftmaxScale: float32(math.Log2E / math.Sqrt(float64(heads.Dim))), Target: plan.targets,
 	}

@@ -127,7 +127,7 @@ template <bool SHARED, int DIM> struct StreamFill : StreamWarp {
         }
     }
 
-    // Two columns of the residual stream: the embedding's, or sums.
+    // Two columns' sums; of the residual stream the norm's weights, too, and before the first layer the embedding and no sums.
     struct Pair {
         const longlong2 *from = nullptr;
         longlong2 sum = {0, 0};
